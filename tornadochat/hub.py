@@ -1,0 +1,175 @@
+"""The rooms of one worker, and when each of them writes.
+
+``broker`` hands over everything that one read of its socket brought; every room takes its part, then
+the rooms that are due write once each. A room that has been quiet writes at once; a busy one at most
+once per window, and never while its last fan-out still runs, so that a huge room cannot eat the
+worker. No timer runs while nothing waits.
+
+Pure: time, timers and the store come in as callables.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from tornadochat.room import Page, Room
+
+if TYPE_CHECKING:
+    from tornadochat.settings import Settings
+    from tornadochat.transport import Channel, Transport
+
+log = logging.getLogger("tornadochat")
+
+# First byte of a payload on a room's channel.
+EVENTS, EPHEMERAL, PRESENCE = ord("E"), ord("X"), ord("P")
+# A fan-out may take at most this share of the time between two of them: a room with many members
+# then writes less often instead of filling the worker.
+FAN_OUT_SHARE = 0.5
+# No room waits longer than this between two writes, however long its fan-out takes.
+MAX_WINDOW_SECONDS = 0.25
+# One timer serves all rooms that wait; it fires no more often than this.
+MIN_TIMER_SECONDS = 0.002
+
+
+class Hub:
+    """All rooms with members on this worker, by name and by channel.
+
+    Args:
+        settings: Limits and windows.
+        transports: In the order of ``Member.transport_index``.
+        channel_of: Name of a room's pub/sub channel.
+        now: Monotonic seconds.
+        schedule: Run a callable after so many seconds.
+        sync: See ``room.Ports.sync``.
+        fetch: See ``room.Ports.fetch``.
+        close_room: Unsubscribe a room that nobody is in any more.
+        people: See ``room.Ports.people``.
+        on_presence: Takes a room's name and a presence payload of another worker.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        transports: Sequence[Transport],
+        *,
+        channel_of: Callable[[str], bytes],
+        now: Callable[[], float],
+        schedule: Callable[[float, Callable[[], None]], object],
+        sync: Callable[[Room, int], None],
+        fetch: Callable[[Room, int, Callable[[Page | None], None]], None],
+        close_room: Callable[[str], None],
+        people: Callable[[str], int],
+        on_presence: Callable[[str, bytes], None],
+    ) -> None:
+        self.rooms: dict[str, Room] = {}
+        self.replay_bytes = settings.replay_bytes
+        self.max_history = settings.history
+        self.sync = sync
+        self.fetch = fetch
+        self.people = people
+        self.events_delivered = 0  # events handed to fan-outs, for the metrics
+        self._settings = settings
+        self._window = settings.batch_window_ms / 1000
+        self._transports = transports
+        self._channel_of = channel_of
+        self._now = now
+        self._schedule = schedule
+        self._close_room = close_room
+        self._on_presence = on_presence
+        self._by_channel: dict[bytes, Room] = {}
+        self._due: dict[Room, None] = {}  # rooms with pending events, in the order they became due
+        self._timer_runs = False
+
+    # Rooms -------------------------------------------------------------------------------------
+
+    def room(self, name: str) -> Room:
+        """The room of this name; made when it is not there yet."""
+        room = self.rooms.get(name)
+        if room is None:
+            channels: list[Channel] = [transport.channel(name) for transport in self._transports]
+            room = self.rooms[name] = Room(name, self, channels)
+            self._by_channel[self._channel_of(name)] = room
+        return room
+
+    def ring_bytes(self) -> int:
+        """What one room may keep of its recent events, so that all together stay within bounds."""
+        return min(self._settings.ring_bytes, self._settings.ring_total_bytes // max(1, len(self.rooms)))
+
+    def tick(self) -> None:
+        """Once a second: drop rooms that have been empty for the grace period, trim the rings."""
+        now, limit = self._now(), self.ring_bytes()
+        grace = self._settings.subscription_grace_seconds
+        for room in tuple(self.rooms.values()):
+            room.ring.trim(limit)
+            if len(room) or room.awaited:
+                room.empty_since = None
+            elif room.empty_since is None:
+                room.empty_since = now
+            elif now - room.empty_since >= grace:
+                self._drop(room)
+
+    def _drop(self, room: Room) -> None:
+        del self.rooms[room.name]
+        del self._by_channel[self._channel_of(room.name)]
+        self._due.pop(room, None)
+        self._close_room(room.name)
+
+    # What was published ------------------------------------------------------------------------
+
+    def on_published(self, items: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take in all payloads of one read, in the order they came, then write what is due.
+
+        Args:
+            items: ``(channel, payload)``; channels of rooms that are not here any more are passed by.
+        """
+        for channel, payload in items:
+            room = self._by_channel.get(channel)
+            if room is None or not payload:
+                continue
+            if payload[0] == EVENTS:
+                self._receive(room, payload)
+            elif payload[0] == EPHEMERAL:
+                room.tell(payload[1:])
+            elif payload[0] == PRESENCE:
+                self._on_presence(room.name, payload)
+        self.flush_due()
+
+    def _receive(self, room: Room, payload: bytes) -> None:
+        try:
+            room.receive(payload)
+        except ValueError as error:
+            # Somebody else writes to our channels, or a worker of another version does.
+            log.warning("room %r: malformed payload of %d bytes left out: %s", room.name, len(payload), error)
+        else:
+            if room.pending:
+                self._due[room] = None
+
+    def flush_due(self) -> None:
+        """Write every room whose window is over; a timer sees to the others."""
+        if not self._due:
+            return
+        now, waiting = self._now(), {}
+        for room in self._due:
+            if room.next_flush > now or room.busy:
+                waiting[room] = None
+            elif room.pending:
+                self._flush(room)
+        self._due = waiting
+        if waiting and not self._timer_runs:
+            self._timer_runs = True
+            soonest = min(room.next_flush for room in waiting) - now
+            self._schedule(max(soonest, MIN_TIMER_SECONDS), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer_runs = False
+        self.flush_due()
+
+    def _flush(self, room: Room) -> None:
+        begin = self._now()
+        self.events_delivered += room.flush()
+        took = self._now() - begin
+        if self._window:
+            window = max(self._window, took / FAN_OUT_SHARE)
+            room.next_flush = begin + min(window, MAX_WINDOW_SECONDS)

@@ -1,0 +1,401 @@
+"""One worker process: builds the parts of the walk, ties them together, runs until drained.
+
+``supervisor`` forks it with a listening socket; ``gateway`` brings people in; from then on this
+module only carries callables between parts that do not know each other. It is the one place where
+the pure middle (``member``, ``room``, ``hub``) meets sockets and the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+import secrets
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ujson
+
+from tornadochat import gateway, protocol
+from tornadochat._reactor import Reactor
+from tornadochat.auth import Authenticator, load_secret
+from tornadochat.broker import Broker
+from tornadochat.errors import StoreError
+from tornadochat.hub import Hub
+from tornadochat.limits import TokenBucket, resolve
+from tornadochat.member import Member, Rates, Rules
+from tornadochat.metrics import Metrics
+from tornadochat.presence import Presence
+from tornadochat.room import PAGE_EVENTS, Page, Room
+from tornadochat.stream_transport import Limits, StreamTransport
+
+if TYPE_CHECKING:
+    from tornadochat.gateway import Upgraded
+    from tornadochat.protocol import User, Who
+    from tornadochat.settings import Settings
+
+log = logging.getLogger("tornadochat")
+
+TICK_SECONDS = 1.0
+# The log of every subscribed room is compared with what came by pub/sub this often.
+HEAD_CHECK_SECONDS = 30.0
+# Rooms whose heads are asked for in one round trip.
+HEAD_BATCH = 512
+# Members told and closed at a time while draining, so that the loop stays free in between.
+DRAIN_STEPS = 50
+EPOLL, STREAM = 0, 1  # places in Room.channels
+
+
+def run(
+    settings: Settings,
+    slot: int,
+    sock: socket.socket,
+    store_url: str,
+    metrics_dir: Path,
+    ready: Callable[[], None],
+    generation: int,
+) -> int:
+    """Serve one slot until SIGTERM; the entry point of a forked process.
+
+    Args:
+        settings: Of the whole server.
+        slot: Number of the listening socket, from 0.
+        sock: Listening socket, bound by the parent.
+        store_url: Address of the store, embedded or the user's.
+        metrics_dir: Folder of the metrics that all workers share.
+        ready: Called once connections are accepted.
+        generation: How many workers this slot had before.
+
+    Returns:
+        Exit status: 0 after a drain.
+    """
+    return asyncio.run(Worker(settings, slot, store_url, metrics_dir, generation).serve(sock, ready))
+
+
+class Worker:
+    """See the module. Also what ``gateway`` and ``api`` know of a worker (``gateway.Services``)."""
+
+    def __init__(
+        self, settings: Settings, slot: int, store_url: str, metrics_dir: Path, generation: int
+    ) -> None:
+        self.settings = settings
+        self.slot = slot
+        self.draining = False
+        self.authenticator: Authenticator | None = None
+        self.worker_id = f"{slot}-{secrets.token_hex(6)}"
+        self.members: set[Member] = set()
+        self.loop = asyncio.get_event_loop()
+        self.metrics = Metrics(metrics_dir, slot, generation)
+        self.broker = Broker(
+            settings,
+            store_url,
+            on_published=self._on_published,
+            on_status=self._on_status,
+            on_control=self._on_control,
+            on_resubscribed=self._on_resubscribed,
+        )
+        self.presence = Presence(self.broker, self.worker_id, settings, self._tell)
+        callbacks: dict[str, Any] = {
+            "on_text": Member.handle,
+            "on_closed": self._on_closed,
+            "on_drained": Member.drained,
+            "on_gap": Member.gapped,
+        }
+        limits = transport_limits(settings)
+        self.reactor = Reactor(**callbacks, **limits._asdict())
+        self.streams = StreamTransport(limits, **callbacks)
+        self.hub = Hub(
+            settings,
+            [self.reactor, self.streams],
+            channel_of=self.broker.channel_of,
+            now=time.monotonic,
+            schedule=self.loop.call_later,
+            sync=self._sync,
+            fetch=self._fetch,
+            close_room=functools.partial(self.broker.unsubscribe, grace=0),
+            people=self.presence.people,
+            on_presence=self.presence.on_peer,
+        )
+        self.rules = Rules(
+            room=self.hub.room,
+            find_room=self.hub.rooms.get,
+            publish=self.broker.publish,
+            find_repeat=self.broker.find_repeat,
+            enter=self.presence.join,
+            leave=self.presence.leave,
+            typing=self.presence.typing,
+            who=self._who,
+            clock=time.time,
+            now=time.monotonic,
+            limits=protocol.Limits.of(settings),
+            max_rooms=settings.max_rooms_per_member,
+        )
+        self._stopped = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unjoined: deque[tuple[float, Member]] = deque()  # oldest first: all wait equally long
+        self._poll_queued = False
+
+    # Life ----------------------------------------------------------------------------------------
+
+    async def serve(self, sock: socket.socket, ready: Callable[[], None]) -> int:
+        """Run until drained."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(number, self._stopped.set)
+        self.loop.add_reader(self.reactor.fileno(), self._poll)
+        self.reactor.on_work_left = self._poll_soon
+        server = gateway.make_server(self)
+        await self.broker.start()
+        self._spawn(self._load_secret())
+        self._spawn(self.presence.start())
+        server.add_socket(sock)
+        ready()
+        for duty, seconds in ((self._tick, TICK_SECONDS), (self._check_heads, HEAD_CHECK_SECONDS)):
+            self._spawn(self._repeat(duty, seconds))
+        await self._stopped.wait()
+        server.stop()
+        await self._drain()
+        return 0
+
+    async def _drain(self) -> None:
+        """Tell everyone to move elsewhere, a part at a time, then finish what is in flight."""
+        self.draining = True
+        seconds = self.settings.drain_seconds
+        members = list(self.members)
+        random.shuffle(members)
+        per_step = -(-len(members) // DRAIN_STEPS) or 1
+        for first in range(0, len(members), per_step):
+            for member in members[first : first + per_step]:
+                retry_after_ms = random.randint(0, int(seconds * 1000))
+                member.connection.send_text(protocol.bye("drain", retry_after_ms))
+                member.connection.close(1012, "the server restarts")
+            await asyncio.sleep(seconds / DRAIN_STEPS)
+        deadline = self.loop.time() + self.settings.close_seconds / 2
+        while self.members and self.loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        for task in self._tasks:
+            task.cancel()
+        await self.presence.stop()
+        await self.broker.close()
+        self.streams.close()
+        self.reactor.close()
+        self.metrics.close()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _repeat(self, duty: Callable[[], Any], seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                outcome = duty()
+                if asyncio.iscoroutine(outcome):
+                    await outcome
+            except StoreError as error:
+                log.debug("%s: %s", duty.__name__, error)
+            except Exception:
+                log.exception("%s failed; it is tried again", duty.__name__)
+
+    async def _load_secret(self) -> None:
+        """The secret that signs sessions is the same on every machine: it lives in the store."""
+        wait = 0.1
+        while True:
+            try:
+                secret = await load_secret(self.broker.redis, self.settings)
+            except (StoreError, OSError) as error:
+                log.debug("the session secret cannot be read yet: %s", error)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 2.0)
+            else:
+                self.authenticator = Authenticator(self.settings, secret)
+                return
+
+    # What the gateway asks and brings --------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Whether people can be let in."""
+        return self.broker.available and self.authenticator is not None and not self.draining
+
+    def full(self) -> bool:
+        """Whether there is no file descriptor left for one more member."""
+        return len(self.members) >= self.metrics.capacity
+
+    def adopt(self, upgraded: Upgraded) -> None:
+        """Take over a socket whose handshake is answered."""
+        identity = upgraded.identity
+        member = Member(
+            self.rules,
+            identity.user,
+            transport_index=EPOLL if upgraded.stream is None else STREAM,
+            allowed=identity.rooms,
+            expires=identity.expires,
+            address=upgraded.address,
+            rates=self._rates(upgraded.address),
+        )
+        self.members.add(member)
+        welcome = protocol.welcome(identity.user, identity.session, self.rules.limits)
+        if upgraded.stream is None:
+            connection = member.connection = self.reactor.attach(upgraded.fd, member)
+            connection.send_text(welcome)
+            connection.feed(upgraded.received)
+        else:
+            stream = member.connection = self.streams.attach(upgraded.stream, member)
+            stream.send_text(welcome)
+            stream.start(upgraded.received)
+        if self.settings.join_seconds:
+            self._unjoined.append((time.monotonic() + self.settings.join_seconds, member))
+
+    def _rates(self, address: str) -> Rates | None:
+        found = [
+            TokenBucket.of(resolve(self.settings, name, address))
+            for name in ("messages_per_second", "joins_per_second", "typing_per_second")
+        ]
+        return Rates(*found) if any(found) else None
+
+    # What the transports report ----------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        self._poll_queued = False
+        if self.reactor.poll():
+            self._poll_soon()
+
+    def _poll_soon(self) -> None:
+        if not self._poll_queued:
+            self._poll_queued = True
+            self.loop.call_soon(self._poll)
+
+    def _on_closed(self, member: Member, code: int, reason: str) -> None:
+        self.members.discard(member)
+        member.closed()
+        gateway.release(self, member.address)
+
+    # What the broker reports -----------------------------------------------------------------------
+
+    def _on_published(self, items: list[tuple[bytes, bytes]]) -> None:
+        self.hub.on_published(items)
+
+    def _on_status(self, up: bool) -> None:
+        event = protocol.status("up" if up else "down")
+        for member in tuple(self.members):
+            member.connection.send_text(event)
+
+    def _on_resubscribed(self, rooms: list[str]) -> None:
+        for name in rooms:
+            room = self.hub.rooms.get(name)
+            if room is not None:
+                room.resync()
+
+    def _on_control(self, payload: bytes) -> None:
+        try:
+            order = ujson.loads(payload)
+            kind, user = order["kind"], order["user"]
+        except (ValueError, KeyError, TypeError):
+            log.warning("malformed control message of %d bytes left out", len(payload))
+            return
+        for member in [member for member in self.members if member.user.id == user]:
+            if kind == "kick":
+                member.removed(order["room"])
+            elif kind == "end":
+                member.connection.send_text(protocol.bye("session_ended", 0))
+                member.connection.close(1008, "the session was ended")
+
+    # What rooms ask for ----------------------------------------------------------------------------
+
+    def _sync(self, room: Room, start_seq: int) -> None:
+        self._spawn(self._sync_room(room, start_seq))
+
+    async def _sync_room(self, room: Room, start_seq: int) -> None:
+        try:
+            await self.broker.subscribe(room.name)
+            page = await self._read_page(room, start_seq)
+        except StoreError as error:
+            log.debug("room %r cannot be read: %s", room.name, error)
+            room.sync_failed()
+        else:
+            room.synced(page)
+
+    def _fetch(self, room: Room, start_seq: int, done: Callable[[Page | None], None]) -> None:
+        self._spawn(self._fetch_page(room, start_seq, done))
+
+    async def _fetch_page(self, room: Room, start_seq: int, done: Callable[[Page | None], None]) -> None:
+        try:
+            page: Page | None = await self._read_page(room, start_seq)
+        except StoreError:
+            page = None
+        done(page)
+
+    async def _read_page(self, room: Room, start_seq: int) -> Page:
+        limit = min(PAGE_EVENTS, self.settings.history)
+        found = await self.broker.read_log(room.name, start_seq, limit)
+        return Page(found.epoch, found.head_seq, found.ends, found.first_seq, found.bodies)
+
+    # Presence ----------------------------------------------------------------------------------------
+
+    def _tell(self, name: str, event: bytes) -> None:
+        room = self.hub.rooms.get(name)
+        if room is not None:
+            room.tell(event)
+
+    def _who(self, member: Member, command: Who) -> None:
+        self._spawn(self._answer_who(member, command))
+
+    async def _answer_who(self, member: Member, command: Who) -> None:
+        try:
+            users, people = await self.presence.who(command.room, command.offset, command.limit)
+        except StoreError:
+            member.unavailable(command.room)
+        else:
+            member.connection.send_text(protocol.who(command.room, users, people, command.offset))
+
+    # Timers ------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.reactor.tick(now)
+        self.streams.tick(now)
+        self.hub.tick()
+        self.presence.tick(now)
+        self._end_unjoined(now)
+        self._end_expired()
+        self.metrics.tick(self)
+
+    def _end_unjoined(self, now: float) -> None:
+        while self._unjoined and self._unjoined[0][0] <= now:
+            member = self._unjoined.popleft()[1]
+            if not member.joined_once:
+                member.connection.close(1008, "join a room after connecting")
+
+    def _end_expired(self) -> None:
+        now = time.time()
+        for member in [member for member in self.members if 0 < member.expires <= now]:
+            member.connection.close(1008, "the session has expired; sign in again")
+
+    async def _check_heads(self) -> None:
+        names = [name for name, room in self.hub.rooms.items() if room.epoch]
+        for first in range(0, len(names), HEAD_BATCH):
+            batch = names[first : first + HEAD_BATCH]
+            for name, head in zip(batch, await self.broker.heads(batch), strict=True):
+                room = self.hub.rooms.get(name)
+                if room is not None:
+                    room.check_head(head.epoch, head.seq)
+
+
+def transport_limits(settings: Settings) -> Limits:
+    """The bounds of one connection, the same on both transports."""
+    return Limits(
+        max_message_bytes=settings.max_message_bytes,
+        max_backlog_bytes=settings.max_backlog_bytes,
+        max_answer_bytes=settings.max_answer_bytes,
+        replay_bytes=settings.replay_bytes,
+        ping_seconds=settings.ping_seconds,
+        pong_seconds=settings.pong_seconds,
+        close_seconds=settings.close_seconds,
+        stuck_seconds=settings.stuck_seconds,
+    )
