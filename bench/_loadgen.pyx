@@ -1,0 +1,413 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""A load generator that is no bottleneck: one epoll, C structs, every delivery checked.
+
+One ``Swarm`` holds the connections of one process. Each connection joins one room; whatever arrives
+is counted, its seq compared with the one that must come next, and its delay taken from the stamp in
+the text. Sending is open-loop: messages leave when they are due, whether or not the server keeps up;
+how late the generator itself was is told too, so that a saturated generator is not mistaken for a
+slow server.
+
+Frames from the server are read by ``tornadochat._fastframe``, the same code that reads a member's.
+"""
+
+import os
+import socket
+
+from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memmem, memcmp
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close as c_close
+
+from tornadochat._fastframe cimport (
+    DECODED_ERROR, DECODED_NOTHING, DECODED_PING, DECODED_TEXT, DECODED_CLOSE,
+    decoder_free, decoder_init, decoder_next, decoder_t, frame_t,
+)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum:
+        EPOLLIN
+        EPOLLOUT
+        EPOLLERR
+        EPOLLHUP
+        EPOLL_CTL_ADD
+        EPOLL_CTL_MOD
+        EPOLL_CTL_DEL
+    ctypedef union epoll_data_t:
+        uint32_t u32
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_NOSIGNAL
+    ssize_t send(int fd, const void *buf, size_t size, int flags)
+    ssize_t recv(int fd, void *buf, size_t size, int flags)
+
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *haystack, size_t n, const void *needle, size_t m)
+
+cdef enum:
+    CONNECTING = 1
+    UPGRADING = 2
+    JOINING = 3
+    JOINED = 4
+    FAILED = 5
+
+cdef enum:
+    READ_BYTES = 1 << 18
+    MAX_EVENTS = 1024
+    # Delays in classes of a sixteenth of an octave from 1 us to 2**36 us.
+    CLASSES = 36 * 16
+
+cdef struct peer_t:
+    int fd
+    uint32_t room
+    uint8_t state
+    bint sends
+    uint64_t next_seq
+    int64_t started
+    decoder_t decoder
+
+
+cdef inline int64_t now_us() noexcept nogil:
+    cdef timespec at
+    clock_gettime(CLOCK_MONOTONIC, &at)
+    return at.tv_sec * <int64_t>1000000 + at.tv_nsec // 1000
+
+
+cdef inline int class_of(int64_t delay) noexcept nogil:
+    cdef int octave = 0
+    cdef uint64_t value = <uint64_t>delay
+    if delay < 16:
+        return <int>delay if delay > 0 else 0
+    while value >= 32:
+        value >>= 1
+        octave += 1
+    octave = octave * 16 + <int>value
+    return octave if octave < CLASSES else CLASSES - 1
+
+
+def class_limit(int index):
+    """Upper limit in microseconds of one class of the histogram."""
+    if index < 16:
+        return index + 1
+    octave, rest = (index - 16) // 16, (index - 16) % 16
+    return (rest + 16 + 1) << octave
+
+
+cdef class Swarm:
+    """The connections of one process; not thread-safe.
+
+    Args:
+        host, port: Address of the server, an IPv4 literal.
+        path: Request target of the WebSocket, such as ``/ws?name=Load``.
+        text_bytes: Length of each text; at least 32, since it carries the stamp.
+    """
+
+    cdef peer_t *peers
+    cdef int count, capacity, epoll
+    cdef unsigned char *buffer
+    cdef object address, path
+    cdef list rooms, by_room
+    cdef int text_bytes
+    cdef uint64_t sent_number
+    cdef uint64_t tag
+    cdef int cursor
+    cdef uint64_t[CLASSES] delays
+    cdef uint64_t[CLASSES] connect_delays
+    cdef readonly uint64_t joined, failed, sent, delivered, holes, repeats, errors, bytes_received, closed, refused_sends, bye
+    cdef readonly int64_t worst_lateness_us
+    cdef bytes last_error
+
+    def __cinit__(self, str host, int port, str path, list rooms, int capacity, int text_bytes=96):
+        self.address = (host, port)
+        self.path = path
+        self.capacity = capacity
+        self.rooms = rooms
+        self.by_room = [0] * len(rooms)
+        self.text_bytes = max(32, text_bytes)
+        self.epoll = epoll_create1(0)
+        self.peers = <peer_t *>calloc(capacity, sizeof(peer_t))
+        self.buffer = <unsigned char *>malloc(READ_BYTES)
+        self.tag = int.from_bytes(os.urandom(6), "big")
+        self.last_error = b""
+        if self.peers == NULL or self.buffer == NULL or self.epoll < 0:
+            raise MemoryError("no memory or no file descriptor left for the load generator")
+
+    def __dealloc__(self):
+        cdef int i
+        if self.peers != NULL:
+            for i in range(self.count):
+                if self.peers[i].fd >= 0:
+                    c_close(self.peers[i].fd)
+                decoder_free(&self.peers[i].decoder)
+            free(self.peers)
+        free(self.buffer)
+        if self.epoll >= 0:
+            c_close(self.epoll)
+
+    def connect(self, int room, bint sends, str source=""):
+        """Begin one connection that will join ``rooms[room]``; ``run`` carries it on."""
+        cdef epoll_event event
+        cdef peer_t *peer = &self.peers[self.count]
+        if self.count >= self.capacity:
+            raise ValueError("more connections than the swarm's capacity")
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        if source:
+            # Lets the kernel choose the port by the whole four-tuple: 28,000 for each source address.
+            sock.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
+            sock.bind((source, 0))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        code = sock.connect_ex(self.address)
+        if code not in (0, EINPROGRESS):
+            self.failed += 1
+            sock.close()
+            return False
+        peer.fd = sock.detach()
+        peer.room = room
+        peer.sends = sends
+        peer.state = CONNECTING
+        peer.started = now_us()
+        decoder_init(&peer.decoder, 1 << 24, False)
+        event.events = EPOLLOUT
+        event.data.u32 = self.count
+        epoll_ctl(self.epoll, EPOLL_CTL_ADD, peer.fd, &event)
+        self.count += 1
+        return True
+
+    def run(self, double seconds, double rate=0.0):
+        """Carry connections on, send ``rate`` messages a second, and count what comes.
+
+        Args:
+            seconds: How long; returns a little later.
+            rate: Messages a second of the whole swarm, by the connections that send, in turn.
+        """
+        cdef int64_t begin = now_us(), end = begin + <int64_t>(seconds * 1000000)
+        cdef int64_t now = begin, due = begin
+        cdef double interval = 1000000.0 / rate if rate > 0 else 0.0
+        cdef uint64_t number = 0
+        cdef int ready, i, timeout
+        cdef epoll_event[MAX_EVENTS] events
+        while now < end:
+            timeout = 1 if rate > 0 else 5
+            with nogil:
+                ready = epoll_wait(self.epoll, events, MAX_EVENTS, timeout)
+            for i in range(ready):
+                self.handle(events[i].data.u32, events[i].events)
+            now = now_us()
+            if rate > 0:
+                while True:
+                    due = begin + <int64_t>(number * interval)
+                    if due > now or due >= end:
+                        break
+                    if now - due > self.worst_lateness_us:
+                        self.worst_lateness_us = now - due
+                    self.send_next(due)
+                    number += 1
+
+    cdef void handle(self, uint32_t index, uint32_t events):
+        cdef peer_t *peer = &self.peers[index]
+        if peer.state == CONNECTING:
+            self.request(index, peer)
+        elif peer.state == UPGRADING:
+            self.upgrade(peer)
+        elif peer.state in (JOINING, JOINED):
+            self.read(peer)
+
+    cdef void fail(self, peer_t *peer, bint counted):
+        cdef epoll_event event
+        if peer.state == FAILED:
+            return
+        if peer.state == JOINED:
+            self.closed += 1
+            self.joined -= 1
+        elif counted:
+            self.failed += 1
+        peer.state = FAILED
+        epoll_ctl(self.epoll, EPOLL_CTL_DEL, peer.fd, &event)
+        c_close(peer.fd)
+        peer.fd = -1
+
+    cdef void request(self, uint32_t index, peer_t *peer):
+        cdef epoll_event event
+        cdef bytes data = (
+            f"GET {self.path} HTTP/1.1\r\nHost: {self.address[0]}:{self.address[1]}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        ).encode()
+        cdef const char *raw = data
+        if send(peer.fd, raw, len(data), MSG_NOSIGNAL) != len(data):
+            self.fail(peer, True)
+            return
+        peer.state = UPGRADING
+        event.events = EPOLLIN
+        event.data.u32 = index
+        epoll_ctl(self.epoll, EPOLL_CTL_MOD, peer.fd, &event)
+
+    cdef void upgrade(self, peer_t *peer):
+        # The answer is a few hundred bytes and comes in one piece on loopback; one that does not
+        # counts as failed rather than being waited for.
+        cdef ssize_t got = recv(peer.fd, self.buffer, READ_BYTES, 0)
+        cdef unsigned char *end
+        if got <= 12 or memcmp(self.buffer, b"HTTP/1.1 101", 12) != 0:
+            if got > 0:
+                self.last_error = self.buffer[:min(got, 300)]
+            self.fail(peer, True)
+            return
+        end = <unsigned char *>memmem(self.buffer, got, b"\r\n\r\n", 4)
+        if end == NULL:
+            self.fail(peer, True)
+            return
+        peer.state = JOINING
+        payload = '{"type":"join","room":"%s","history":0}' % self.rooms[peer.room]
+        if not self.send_text(peer, payload.encode()):
+            self.fail(peer, True)
+            return
+        end += 4
+        if end < self.buffer + got:
+            self.parse(peer, end, self.buffer + got - end)
+
+    cdef bint send_text(self, peer_t *peer, bytes payload):
+        # A zero mask is allowed and leaves the bytes as they are.
+        cdef int size = len(payload)
+        head = bytes((0x81, 0x80 | size)) if size < 126 else bytes((0x81, 0xFE, size >> 8, size & 255))
+        cdef bytes data = head + b"\0\0\0\0" + payload
+        cdef const char *raw = data
+        return send(peer.fd, raw, len(data), MSG_NOSIGNAL) == len(data)
+
+    cdef void read(self, peer_t *peer):
+        cdef ssize_t got
+        with nogil:
+            got = recv(peer.fd, self.buffer, READ_BYTES, 0)
+        if got > 0:
+            self.bytes_received += got
+            self.parse(peer, self.buffer, got)
+        elif got == 0 or errno not in (EAGAIN, EINTR):
+            self.fail(peer, True)
+
+    cdef void parse(self, peer_t *peer, unsigned char *data, size_t size):
+        cdef size_t used
+        cdef frame_t frame
+        cdef int found
+        cdef unsigned char[8] pong
+        while size > 0:
+            used = 0
+            found = decoder_next(&peer.decoder, data, size, &used, &frame)
+            data += used
+            size -= used
+            if found == DECODED_TEXT:
+                self.event(peer, frame.payload, frame.size)
+            elif found == DECODED_PING and frame.size == 0:
+                memcpy(pong, b"\x8a\x80\0\0\0\0", 6)
+                send(peer.fd, pong, 6, MSG_NOSIGNAL)
+            elif found == DECODED_CLOSE or found == DECODED_ERROR:
+                self.errors += found == DECODED_ERROR
+                self.fail(peer, True)
+                return
+            elif found == DECODED_NOTHING:
+                return
+
+    cdef void event(self, peer_t *peer, unsigned char *payload, size_t size):
+        cdef uint64_t seq = 0
+        cdef size_t i = 7
+        cdef unsigned char *at
+        cdef int64_t stamp = 0
+        if size > 8 and memcmp(payload, b'{"seq":', 7) == 0:
+            while i < size and 48 <= payload[i] <= 57:
+                seq = seq * 10 + payload[i] - 48
+                i += 1
+            self.delivered += 1
+            if peer.next_seq == 0 or seq == peer.next_seq:
+                peer.next_seq = seq + 1
+            elif seq > peer.next_seq:
+                self.holes += seq - peer.next_seq
+                peer.next_seq = seq + 1
+            else:
+                self.repeats += 1
+            at = <unsigned char *>memmem(payload, size, b'"text":"@', 9)
+            if at != NULL:
+                at += 9
+                while at < payload + size and 48 <= at[0] <= 57:
+                    stamp = stamp * 10 + at[0] - 48
+                    at += 1
+                self.delays[class_of(now_us() - stamp)] += 1
+            return
+        self.control(peer, payload[:size])
+
+    cdef void control(self, peer_t *peer, bytes payload):
+        if payload.startswith(b'{"type":"joined"'):
+            if peer.state == JOINING:
+                peer.state = JOINED
+                self.joined += 1
+                self.connect_delays[class_of(now_us() - peer.started)] += 1
+            start = payload.index(b'"seq":') + 6
+            end = start
+            while payload[end:end + 1].isdigit():
+                end += 1
+            peer.next_seq = int(payload[start:end]) + 1
+        elif payload.startswith(b'{"type":"error"'):
+            self.errors += 1
+            self.last_error = payload[:300]
+        elif payload.startswith(b'{"type":"bye"'):
+            self.bye += 1
+
+    cdef void send_next(self, int64_t stamp):
+        """Send one message from the next connection that may."""
+        cdef peer_t *peer
+        cdef int tries
+        cdef char[64] head
+        for tries in range(self.count):
+            peer = &self.peers[self.cursor]
+            self.cursor = self.cursor + 1 if self.cursor + 1 < self.count else 0
+            if peer.state == JOINED and peer.sends:
+                break
+        else:
+            self.refused_sends += 1
+            return
+        self.sent_number += 1
+        text = f"@{stamp} ".ljust(self.text_bytes, "x")
+        payload = f'{{"type":"send","room":"{self.rooms[peer.room]}","id":"{self.tag:012x}{self.sent_number:012x}","text":"{text}"}}'
+        if self.send_text(peer, payload.encode()):
+            self.sent += 1
+            self.by_room[peer.room] += 1
+        else:
+            self.refused_sends += 1
+
+    def room_sizes(self):
+        """Joined connections of each room, by index."""
+        sizes = [0] * len(self.rooms)
+        cdef int i
+        for i in range(self.count):
+            if self.peers[i].state == JOINED:
+                sizes[self.peers[i].room] += 1
+        return sizes
+
+    def sent_by_room(self):
+        """Messages sent to each room, by index."""
+        return list(self.by_room)
+
+    def heads(self):
+        """For each joined connection its room and the seq that it got last."""
+        cdef int i
+        return [
+            (self.peers[i].room, self.peers[i].next_seq - 1)
+            for i in range(self.count) if self.peers[i].state == JOINED
+        ]
+
+    def histogram(self, bint connects=False):
+        """Deliveries (or joins) by class of delay; see ``class_limit``."""
+        cdef int i
+        if connects:
+            return [self.connect_delays[i] for i in range(CLASSES)]
+        return [self.delays[i] for i in range(CLASSES)]
+
+    def error(self):
+        """The last error event or refused handshake, for a person to read."""
+        return self.last_error.decode("utf-8", "replace")

@@ -1,0 +1,63 @@
+"""``python -m bench.floor``: what one bare send() for each delivery costs on this machine.
+
+A process with N connections to a second one sends a ready-made frame to every member of a room, at a
+rate; the second process reads. The figure is CPU-microseconds of the sender for each delivery.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from typing import NamedTuple
+
+from bench import native
+
+
+class Floor(NamedTuple):
+    """One measurement of the floor."""
+
+    deliveries: int
+    cpu_us: float
+
+
+def measure(rooms: int, members: int, rate: float, seconds: float, frame_bytes: int) -> Floor:
+    """CPU-microseconds for each delivery of ``frame_bytes`` by one bare send() each."""
+    code = native.load("_floor")
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    near: list[socket.socket] = []
+    far: list[socket.socket] = []
+    for _ in range(rooms * members):
+        near.append(socket.create_connection(listener.getsockname()))
+        far.append(listener.accept()[0])
+    for sock in (*near, *far):
+        sock.setblocking(False)
+    reader = os.fork()
+    if reader == 0:
+        code.drain([sock.fileno() for sock in near], seconds + 1)
+        os._exit(0)
+    try:
+        frame = b"\x82" + bytes((126, (frame_bytes - 4) >> 8, (frame_bytes - 4) & 255)) + b"x" * (frame_bytes - 4)
+        sent, cpu = code.fan_out([sock.fileno() for sock in far], rooms, frame, rate, seconds)
+    finally:
+        os.waitpid(reader, 0)
+        for sock in (*near, *far, listener):
+            sock.close()
+    return Floor(sent, cpu * 1e6 / max(1, sent))
+
+
+def main() -> None:
+    """Print one line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rooms", type=int, default=10)
+    parser.add_argument("--members", type=int, default=100, help="in each room")
+    parser.add_argument("--rate", type=float, default=200.0, help="messages a second, all rooms together")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--frame-bytes", type=int, default=250)
+    options = parser.parse_args()
+    found = measure(options.rooms, options.members, options.rate, options.seconds, options.frame_bytes)
+    print(f"floor: {found.cpu_us:.2f} us of CPU for each of {found.deliveries} deliveries")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Starting servers for a measurement, and reading what they cost from /proc."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+START_SECONDS = 20.0
+STOP_SECONDS = 20.0
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on just now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all its descendants that are alive, the parent first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError, ValueError):
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, queue = [], [pid]
+    while queue:
+        found.append(queue[0])
+        queue.extend(children.get(queue.pop(0), []))
+    return found
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """CPU time that these processes have used so far, user and system.
+
+    Nanoseconds of the scheduler where the kernel tells them, clock ticks elsewhere.
+    """
+    total = 0.0
+    for pid in pids:
+        try:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                total += int((task / "schedstat").read_text().split()[0]) / 1e9
+        except (OSError, IndexError, ValueError):
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            total += (int(fields[11]) + int(fields[12])) / TICKS
+    return total
+
+
+def pss_bytes(pid: int) -> int:
+    """Proportional set size of a process: its own pages, and its share of those it shares."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"process {pid} has no Pss line")
+
+
+def command(pid: int) -> str:
+    """Command line of a process, for telling workers and store apart."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+
+
+class Server:
+    """A running tornadochat and its processes."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.process = process
+        self.port = port
+
+    @property
+    def pids(self) -> list[int]:
+        """Parent, workers and embedded store."""
+        return tree(self.process.pid)
+
+    @property
+    def store(self) -> int | None:
+        """Process id of the embedded store."""
+        return next((pid for pid in self.pids if "valkey" in command(pid)), None)
+
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of the workers."""
+        return [pid for pid in self.pids if pid not in (self.process.pid, self.store)]
+
+
+@contextmanager
+def running_server(data_dir: Path, *options: str, workers: int = 2, port: int = 0) -> Iterator[Server]:
+    """Start the server on loopback, wait until it is ready, stop it at the end.
+
+    Raises:
+        RuntimeError: It ended, or was not ready within 20 seconds; its output is in the message.
+    """
+    port = port or free_port()
+    log_path = data_dir / "server.log"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tornadochat", f"--port={port}", f"--workers={workers}"),
+                *(f"--data-dir={data_dir}", *options),
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_ready(process, port, log_path)
+        yield Server(process, port)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise RuntimeError(f"the server did not become ready:\n{log_path.read_text()}")
