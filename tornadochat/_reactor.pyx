@@ -1,0 +1,1362 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: auto_pickle=False, autotestdict=False
+"""One epoll for all members of a worker: reading, the fan-out, and what members cost who do not read.
+
+First and last step of the walk: bytes from a socket go through ``_fastframe`` to ``on_text``; batches
+from a room go to every member by one ``send()`` each, with the GIL released. Nothing is copied on the
+way out: what a socket does not take at once is kept as a reference to the shared bytes.
+
+Knows no commands, no rooms' names and no store. Only the loop's thread calls it.
+"""
+
+import logging
+import os
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close as close_fd
+
+from tornadochat._fastframe cimport (
+    DECODED_BINARY, DECODED_CLOSE, DECODED_ERROR, DECODED_NOTHING, DECODED_PING, DECODED_TEXT,
+    Batch, decoder_free, decoder_init, decoder_next, frame_t, put_header,
+    shared_new, shared_release, shared_retain, shared_t,
+)
+
+from tornadochat._fastframe import encode_close
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum:
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        EPOLL_CTL_MOD
+        EPOLLERR
+        EPOLLHUP
+        EPOLLIN
+        EPOLLOUT
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_NOSIGNAL
+        SHUT_WR
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    ssize_t send(int fd, const void *buf, size_t size, int flags)
+    ssize_t sendmsg(int fd, const msghdr *msg, int flags)
+    ssize_t recv(int fd, void *buf, size_t size, int flags)
+    int shutdown(int fd, int how)
+
+log = logging.getLogger("tornadochat")
+
+EMPTY_CLOSE = b"\x88\x00"  # the answer to a close frame without a code
+
+cdef enum:
+    # conn_t.flags
+    WRITABLE_WATCHED = 1    # EPOLLOUT is asked for
+    CLOSE_SENT = 2          # our close frame is sent or queued; no more data goes out
+    CLOSE_RECEIVED = 4      # the peer's close frame came
+    FAILED = 8              # the peer breached the protocol; its input is thrown away
+    SHUT = 16               # our half of the socket is shut
+    GAPPED = 32             # room events were dropped and nobody was told yet
+    REPLAYING = 64          # on_drained is owed
+    BROKEN = 128            # in the list of broken connections
+    PINGED = 256            # a ping is unanswered
+    # entry_t.state
+    LIVE = 0
+    SILENT = 1              # replays, or waits for its join after a gap
+    GAP = 2                 # silent because events were dropped; on_gap will tell
+    # job_t.kind
+    EVENTS = 0
+    PLAIN = 1
+    RESET = 2
+    # One read. Level-triggered: what is left comes with the next event, after everybody's turn.
+    READ_BYTES = 65536
+    EVENTS_AT_ONCE = 256
+    EVENTS_PER_POLL = 1024
+    READ_BUDGET_US = 5000
+    # No call holds the loop for longer with fan-outs; one room's slice of it is smaller, so that a
+    # huge room does not make the others wait for its whole turn.
+    WALK_BUDGET_US = 9000
+    WALK_SLICE_US = 2500
+    # Sends between two looks at the clock: at about 6 us each, 0.2 ms.
+    SENDS_PER_LOOK = 32
+    # The loop has surely turned since a walk that ended this long ago.
+    LOOP_TURN_US = 20000
+    # Presence and typing are not worth queueing behind more than this; later ones are absolute again.
+    PLAIN_BACKLOG = 65536
+    # Nor behind this many batches of a room whose walk is cut; the hub holds events back meanwhile.
+    PLAIN_JOBS = 16
+    MAX_IOV = 64
+    # Longer than every time-out, or a look too many: the wheel looks at each connection once a turn.
+    WHEEL_SLOTS = 64
+    FIRST_ROOMS = 1
+    FIRST_ENTRIES = 4
+
+
+cdef inline int64_t now_us() noexcept nogil:
+    cdef timespec at
+    clock_gettime(CLOCK_MONOTONIC, &at)
+    return at.tv_sec * <int64_t>1000000 + at.tv_nsec // 1000
+
+
+cdef inline uint32_t now_s() noexcept nogil:
+    return <uint32_t>(now_us() // 1000000)
+
+
+cdef inline uint32_t bound(double seconds) noexcept nogil:
+    return <uint32_t>(seconds + 0.999) if seconds > 0 else 1
+
+
+cdef shared_t *copied(const unsigned char *data, size_t size, uint8_t opcode) noexcept nogil:
+    """One frame with this payload; NULL when there is no memory. opcode 0: the bytes as they are."""
+    cdef size_t head = 0
+    cdef shared_t *shared = shared_new(size + 10, 0, 1)
+    if shared == NULL:
+        return NULL
+    if opcode:
+        head = put_header(shared.data, opcode, size)
+    memcpy(shared.data + head, data, size)
+    shared.size = head + size
+    shared.offsets[1] = <uint32_t>shared.size
+    return shared
+
+
+# Channels in C -------------------------------------------------------------------------------------
+
+cdef void channel_release(channel_t *channel) noexcept nogil:
+    channel.references -= 1
+    if channel.references == 0:
+        free(channel.entries)
+        free(channel)
+
+
+cdef inline membership_t *find_membership(conn_t *conn, channel_t *channel) noexcept nogil:
+    cdef uint32_t i
+    for i in range(conn.room_count):
+        if conn.rooms[i].channel == channel:
+            return &conn.rooms[i]
+    return NULL
+
+
+cdef inline entry_t *find_entry(conn_t *conn, channel_t *channel) noexcept nogil:
+    cdef membership_t *membership = find_membership(conn, channel)
+    return &channel.entries[membership.index] if membership != NULL else NULL
+
+
+cdef int enter(channel_t *channel, conn_t *conn, uint64_t next_seq, uint8_t state) noexcept nogil:
+    """Add a member; 0, or -1 when there is no memory."""
+    cdef uint32_t capacity
+    cdef void *grown
+    if channel.size == channel.capacity:
+        capacity = channel.capacity * 2 if channel.capacity else FIRST_ENTRIES
+        grown = realloc(channel.entries, capacity * sizeof(entry_t))
+        if grown == NULL:
+            return -1
+        channel.entries = <entry_t *>grown
+        channel.capacity = capacity
+    if conn.room_count == conn.room_capacity:
+        capacity = conn.room_capacity * 2 if conn.room_capacity else FIRST_ROOMS
+        grown = realloc(conn.rooms, capacity * sizeof(membership_t))
+        if grown == NULL:
+            return -1
+        conn.rooms = <membership_t *>grown
+        conn.room_capacity = capacity
+    conn.rooms[conn.room_count].channel = channel
+    conn.rooms[conn.room_count].index = channel.size
+    conn.room_count += 1
+    channel.entries[channel.size].conn = conn
+    channel.entries[channel.size].next_seq = next_seq
+    channel.entries[channel.size].state = state
+    channel.size += 1
+    return 0
+
+
+cdef void move_entry(channel_t *channel, uint32_t source, uint32_t target) noexcept nogil:
+    cdef membership_t *membership
+    if source != target:
+        channel.entries[target] = channel.entries[source]
+        membership = find_membership(channel.entries[target].conn, channel)
+        membership.index = target
+
+
+cdef void shrink_entries(channel_t *channel) noexcept nogil:
+    """Give memory back once three quarters are unused."""
+    cdef uint32_t capacity = channel.capacity // 2
+    cdef void *less
+    if channel.size * 4 <= channel.capacity and capacity >= FIRST_ENTRIES:
+        less = realloc(channel.entries, capacity * sizeof(entry_t))
+        if less != NULL:
+            channel.entries = <entry_t *>less
+            channel.capacity = capacity
+
+
+cdef void remove_entry(channel_t *channel, uint32_t index) noexcept nogil:
+    """Take a member out: at once, or as a tombstone while a walk is under way."""
+    if channel.first_job != NULL:
+        channel.entries[index].conn = NULL
+        channel.tombstones += 1
+        return
+    channel.size -= 1
+    move_entry(channel, channel.size, index)
+    shrink_entries(channel)
+
+
+cdef void compact(channel_t *channel) noexcept nogil:
+    """Close the holes that members left during a walk; the others keep their order."""
+    cdef uint32_t i, kept = 0
+    if channel.tombstones == 0:
+        return
+    for i in range(channel.size):
+        if channel.entries[i].conn != NULL:
+            move_entry(channel, i, kept)
+            kept += 1
+    channel.size = kept
+    channel.tombstones = 0
+    shrink_entries(channel)
+
+
+cdef void leave_channel(conn_t *conn, channel_t *channel) noexcept nogil:
+    cdef membership_t *membership = find_membership(conn, channel)
+    if membership == NULL:
+        return
+    cdef uint32_t index = membership.index
+    conn.room_count -= 1
+    membership[0] = conn.rooms[conn.room_count]
+    remove_entry(channel, index)
+
+
+# The reactor ---------------------------------------------------------------------------------------
+
+@cython.final
+cdef class Reactor:
+    """All members of this worker that talk through plain sockets.
+
+    Args:
+        on_text: ``(owner, payload)`` for each text message; its UTF-8 is checked.
+        on_closed: ``(owner, code, reason)`` once for each connection, whatever ended it; 1006 where no
+            close frame came. The connection is still in its channels, and out of them right after.
+        on_drained: ``(owner)`` when the replayed bytes in flight have fallen to half of
+            ``replay_bytes``, once after each ``Channel.replay`` that returned more.
+        on_gap: ``(owner, [(channel key, seq)])`` when the socket has taken all that was left after room
+            events were dropped; ``seq`` is the first that was not sent. The connection stays silent in
+            these channels until ``Channel.join`` or ``set_live``.
+        on_binary: Like ``on_text`` for binary messages; without it they end the connection with 1003.
+        max_message_bytes: Of one message, all fragments together.
+        max_backlog_bytes: Room events that wait for one socket.
+        max_answer_bytes: Answers and control frames that wait for one socket; above it 1013.
+        replay_bytes: Replayed bytes that should be in flight to one socket.
+        ping_seconds: Silence after which a peer is pinged; the first time comes at random before.
+        pong_seconds: Silence after a ping that ends the connection.
+        close_seconds: Wait for the peer's close frame.
+        stuck_seconds: Time that a socket may take nothing while something waits; then 1013.
+    """
+
+    def __cinit__(
+        self,
+        *,
+        on_text,
+        on_closed,
+        on_drained,
+        on_gap,
+        max_message_bytes,
+        max_backlog_bytes,
+        max_answer_bytes,
+        replay_bytes,
+        double ping_seconds,
+        double pong_seconds,
+        double close_seconds,
+        double stuck_seconds,
+        on_binary=None,
+    ):
+        self.on_text, self.on_closed, self.on_binary = on_text, on_closed, on_binary
+        self.on_drained, self.on_gap = on_drained, on_gap
+        self.max_message = max_message_bytes
+        self.max_backlog = max_backlog_bytes
+        self.max_answer = max_answer_bytes
+        self.replay_limit = replay_bytes
+        self.ping_after, self.pong_after = bound(ping_seconds), bound(pong_seconds)
+        self.close_after, self.stuck_after = bound(close_seconds), bound(stuck_seconds)
+        self.random_state = int.from_bytes(os.urandom(8), "big") | 1
+        self.wheel_at = now_s()
+        self.buffer = <unsigned char *>malloc(READ_BYTES)
+        self.wheel = <conn_t **>calloc(WHEEL_SLOTS, sizeof(void *))
+        self.ping = copied(<const unsigned char *>b"", 0, 0x9)
+        self.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self.buffer == NULL or self.wheel == NULL or self.ping == NULL:
+            raise MemoryError("no memory for the reactor")
+        if self.epoll < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def __dealloc__(self):
+        if self.epoll >= 0:
+            close_fd(self.epoll)
+        if self.ping != NULL:
+            shared_release(self.ping)
+        free(self.buffer)
+        free(self.wheel)
+        free(self.slots)
+        free(self.generations)
+        free(self.free_slots)
+
+    @property
+    def connections(self):
+        """Open connections."""
+        return self.connections_
+
+    @property
+    def deliveries(self):
+        """Room events handed to a socket or its queue so far, each member counted."""
+        return self.deliveries_
+
+    @property
+    def messages_received(self):
+        """Text and binary messages so far."""
+        return self.messages_
+
+    @property
+    def bytes_sent(self):
+        """Bytes that sockets have taken so far."""
+        return self.bytes_sent_
+
+    @property
+    def bytes_received(self):
+        """Bytes read so far."""
+        return self.bytes_received_
+
+    @property
+    def backlog_drops(self):
+        """Queued pieces of room events that were dropped so far."""
+        return self.drops_
+
+    @property
+    def gaps(self):
+        """Gaps told so far."""
+        return self.gaps_
+
+    @property
+    def longest_hold_us(self):
+        """Longest time so far that one call held the loop, in microseconds, callbacks included."""
+        return self.longest_hold
+
+    def fileno(self):
+        """Descriptor that is readable while ``poll`` has something to do."""
+        return self.epoll
+
+    def attach(self, int fd, owner):
+        """Take over the descriptor of a connected socket whose handshake is answered.
+
+        Args:
+            fd: Owned by the reactor from here on, and made non-blocking.
+            owner: Given back in every callback.
+
+        Returns:
+            The connection. The caller notes it, then calls ``feed`` with the bytes that came behind
+            the handshake.
+
+        Raises:
+            MemoryError, OSError: The descriptor has been closed.
+        """
+        cdef epoll_event event
+        cdef conn_t *conn = NULL
+        cdef Connection connection = Connection.__new__(Connection)
+        try:
+            os.set_blocking(fd, False)
+            conn = <conn_t *>calloc(1, sizeof(conn_t))
+            if conn == NULL:
+                raise MemoryError("no memory for a connection")
+            self.take_slot(conn)
+            event.events = EPOLLIN
+            event.data.u64 = (<uint64_t>conn.generation << 32) | conn.slot
+            if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+                self.give_slot(conn.slot)
+                raise OSError(errno, os.strerror(errno))
+        except BaseException:
+            free(conn)
+            close_fd(fd)
+            raise
+        decoder_init(&conn.decoder, self.max_message, True)
+        conn.fd = fd
+        conn.close_code = 1006
+        conn.heard = conn.progress = now_s()
+        connection.conn, connection.reactor, connection.owner = conn, self, owner
+        Py_INCREF(connection)
+        conn.connection = <PyObject *>connection
+        self.connections_ += 1
+        # xorshift64: pings spread over the interval by themselves.
+        self.random_state ^= self.random_state << 13
+        self.random_state ^= self.random_state >> 7
+        self.random_state ^= self.random_state << 17
+        conn.heard -= <uint32_t>(self.random_state % self.ping_after)
+        self.schedule(conn, conn.heard + self.ping_after)
+        return connection
+
+    cdef int take_slot(self, conn_t *conn) except -1:
+        cdef uint32_t capacity, slot
+        cdef void *slots
+        cdef void *generations
+        cdef void *free_slots
+        if self.free_count:
+            self.free_count -= 1
+            slot = self.free_slots[self.free_count]
+        else:
+            if self.slot_count == self.slot_capacity:
+                capacity = self.slot_capacity * 2 if self.slot_capacity else 64
+                slots = realloc(self.slots, capacity * sizeof(void *))
+                if slots != NULL:
+                    self.slots = <conn_t **>slots
+                generations = realloc(self.generations, capacity * sizeof(uint32_t))
+                if generations != NULL:
+                    self.generations = <uint32_t *>generations
+                free_slots = realloc(self.free_slots, capacity * sizeof(uint32_t))
+                if free_slots != NULL:
+                    self.free_slots = <uint32_t *>free_slots
+                if slots == NULL or generations == NULL or free_slots == NULL:
+                    raise MemoryError("no memory for one more connection")
+                memset(self.generations + self.slot_capacity, 0, (capacity - self.slot_capacity) * sizeof(uint32_t))
+                self.slot_capacity = capacity
+            slot = self.slot_count
+            self.slot_count += 1
+        self.slots[slot] = conn
+        conn.slot = slot
+        conn.generation = self.generations[slot]
+        return 0
+
+    cdef void give_slot(self, uint32_t slot) noexcept nogil:
+        self.slots[slot] = NULL
+        self.generations[slot] += 1
+        self.free_slots[self.free_count] = slot
+        self.free_count += 1
+
+    def channel(self, key):
+        """A channel without members; ``key`` is what ``on_gap`` calls it."""
+        cdef Channel made = Channel.__new__(Channel)
+        made.channel = <channel_t *>calloc(1, sizeof(channel_t))
+        if made.channel == NULL:
+            raise MemoryError("no memory for a channel")
+        made.channel.references = 1
+        made.channel.owner = <PyObject *>made
+        made.reactor = self
+        made.key = key
+        return made
+
+    # Events --------------------------------------------------------------------------------------
+
+    def poll(self):
+        """Handle what the sockets have, then go on with fan-outs that were cut.
+
+        Returns:
+            True where fan-outs are left: call again in the next turn of the loop. It handles at most
+            1,024 events or 5 ms of them, and fan-outs up to 10 ms in all.
+        """
+        cdef epoll_event[EVENTS_AT_ONCE] events
+        cdef int64_t begin = now_us(), held
+        cdef int ready = EVENTS_AT_ONCE, handled = 0, i
+        cdef conn_t *conn
+        self.depth += 1
+        self.spent_us = 0
+        try:
+            while ready == EVENTS_AT_ONCE and handled < EVENTS_PER_POLL:
+                ready = epoll_wait(self.epoll, events, EVENTS_AT_ONCE, 0)
+                if ready < 0:
+                    break  # EINTR: the loop calls again
+                for i in range(ready):
+                    conn = self.find(events[i].data.u64)
+                    if conn != NULL and events[i].events & EPOLLOUT:
+                        self.on_writable(conn)
+                        conn = self.find(events[i].data.u64)
+                    if conn != NULL and events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP):
+                        self.on_readable(conn)
+                handled += ready
+                if now_us() - begin > READ_BUDGET_US:
+                    break
+            while self.first_walk != NULL and now_us() - begin < WALK_BUDGET_US:
+                self.walk_left()
+            self.close_broken()
+        finally:
+            self.depth -= 1
+            self.bury()
+        held = now_us() - begin
+        if held > self.longest_hold:
+            self.longest_hold = held
+        return self.first_walk != NULL
+
+    cdef conn_t *find(self, uint64_t data) noexcept:
+        """The connection that an event is about; NULL where it was closed meanwhile."""
+        cdef uint32_t slot = <uint32_t>(data & 0xFFFFFFFF)
+        cdef conn_t *conn
+        if slot >= self.slot_count:
+            return NULL
+        conn = self.slots[slot]
+        return conn if conn != NULL and conn.generation == <uint32_t>(data >> 32) else NULL
+
+    cdef void on_readable(self, conn_t *conn):
+        cdef ssize_t got
+        with nogil:
+            got = recv(conn.fd, self.buffer, READ_BYTES, 0)
+        if got > 0:
+            self.bytes_received_ += got
+            conn.heard = now_s()
+            conn.flags &= ~<uint32_t>PINGED
+            if not conn.flags & (FAILED | CLOSE_RECEIVED):
+                self.parse(conn, self.buffer, got)
+        elif got == 0 or errno not in (EAGAIN, EINTR):
+            self.close_now(conn, conn.close_code)
+
+    cdef void parse(self, conn_t *conn, unsigned char *data, size_t size):
+        """Hand every message of these bytes on; callbacks may close this or any connection."""
+        cdef size_t used
+        cdef frame_t frame
+        cdef int found
+        cdef shared_t *pong
+        while size and conn.fd >= 0:
+            found = decoder_next(&conn.decoder, data, size, &used, &frame)
+            data += used
+            size -= used
+            if found == DECODED_TEXT:
+                self.message(conn, self.on_text, frame.payload, frame.size)
+            elif found == DECODED_BINARY:
+                self.message(conn, self.on_binary, frame.payload, frame.size)
+            elif found == DECODED_PING:
+                if not conn.flags & CLOSE_SENT:
+                    pong = copied(frame.payload, frame.size, 0xA)
+                    self.answer(conn, pong)
+            elif found == DECODED_CLOSE:
+                self.peer_closed(conn, frame.code)
+                return
+            elif found == DECODED_ERROR:
+                conn.flags |= FAILED
+                self.start_close(conn, frame.code, (<bytes>frame.reason).decode("ascii"))
+                return
+
+    cdef void message(self, conn_t *conn, object handler, unsigned char *payload, size_t size):
+        cdef Connection connection = <Connection>conn.connection
+        self.messages_ += 1
+        if conn.flags & CLOSE_SENT:
+            return
+        if handler is None:
+            self.start_close(conn, 1003, "text messages only")
+            return
+        try:
+            handler(connection.owner, PyBytes_FromStringAndSize(<char *>payload, size))
+        except Exception:
+            log.exception("the handler of a message failed; its connection is closed")
+            self.start_close(conn, 1011, "internal error")
+
+    cdef void on_writable(self, conn_t *conn):
+        cdef int left
+        with nogil:
+            left = self.flush(conn)
+        if left < 0:
+            self.close_now(conn, conn.close_code)
+        elif left == 0:
+            self.watch(conn, False)
+            if conn.flags & CLOSE_SENT:
+                self.finish_close(conn)
+            elif conn.flags & GAPPED:
+                self.tell_gaps(conn)
+        if conn.fd >= 0 and conn.flags & REPLAYING and conn.replay_bytes <= self.replay_limit // 2:
+            conn.flags &= ~<uint32_t>REPLAYING
+            self.call(self.on_drained, conn, None)
+
+    cdef void tell_gaps(self, conn_t *conn):
+        """Tell which rooms were cut off, and from which seq on."""
+        cdef uint32_t i
+        cdef entry_t *entry
+        conn.flags &= ~<uint32_t>(GAPPED | REPLAYING)
+        found = []
+        for i in range(conn.room_count):
+            entry = &conn.rooms[i].channel.entries[conn.rooms[i].index]
+            if entry.state == GAP:
+                entry.state = SILENT
+                if conn.rooms[i].channel.owner != NULL:
+                    found.append(((<Channel>conn.rooms[i].channel.owner).key, entry.next_seq))
+        if found:
+            self.gaps_ += len(found)
+            self.call(self.on_gap, conn, found)
+
+    cdef void call(self, object handler, conn_t *conn, object argument):
+        cdef Connection connection = <Connection>conn.connection
+        try:
+            if argument is None:
+                handler(connection.owner)
+            else:
+                handler(connection.owner, argument)
+        except Exception:
+            log.exception("a callback failed; its connection is closed")
+            self.start_close(conn, 1011, "internal error")
+
+    # The end of a connection ----------------------------------------------------------------------
+
+    cdef void peer_closed(self, conn_t *conn, uint32_t code):
+        """Echo the peer's close frame (RFC 6455 section 5.5.1), then end the connection."""
+        conn.flags |= CLOSE_RECEIVED
+        conn.close_code = code
+        if not conn.flags & CLOSE_SENT:
+            self.start_close(conn, code, "")
+        if conn.fd >= 0 and conn.first == NULL:
+            self.finish_close(conn)
+
+    cdef void start_close(self, conn_t *conn, int code, str reason):
+        """Send our close frame behind what is queued; nothing else is sent from here on."""
+        cdef bytes frame
+        cdef shared_t *shared
+        if conn.fd < 0 or conn.flags & CLOSE_SENT:
+            return
+        frame = encode_close(code, reason) if code != 1005 else EMPTY_CLOSE
+        shared = copied(<unsigned char *>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), 0)
+        conn.flags |= CLOSE_SENT
+        conn.close_code = code
+        if shared == NULL:
+            self.close_now(conn, code)
+            return
+        self.send_shared(conn, shared, 0, NULL, 0, False)
+        shared_release(shared)
+        self.schedule(conn, now_s() + self.close_after)
+        if conn.flags & BROKEN:
+            return
+        if conn.first == NULL and conn.flags & FAILED:
+            self.finish_close(conn)
+
+    cdef void finish_close(self, conn_t *conn):
+        """Our close frame is out. With both, the server ends TCP first (section 7.1.1); else the peer's
+        frame is awaited, and one that breached the protocol may finish writing, so that a reset does
+        not destroy our frame on its way."""
+        if conn.flags & CLOSE_RECEIVED:
+            self.close_now(conn, conn.close_code)
+        elif conn.flags & FAILED and not conn.flags & SHUT:
+            conn.flags |= SHUT
+            shutdown(conn.fd, SHUT_WR)
+
+    cdef void close_now(self, conn_t *conn, uint32_t code):
+        """End the connection, tell its owner, and take it out of its rooms."""
+        cdef Connection connection
+        cdef epoll_event event
+        cdef segment_t *segment
+        if conn.fd < 0:
+            return
+        connection = <Connection>conn.connection
+        epoll_ctl(self.epoll, EPOLL_CTL_DEL, conn.fd, &event)
+        close_fd(conn.fd)
+        conn.fd = -1
+        self.connections_ -= 1
+        self.depth += 1
+        try:
+            self.on_closed(connection.owner, code, "")
+        except Exception:
+            log.exception("the handler of a closed connection failed")
+        self.depth -= 1
+        while conn.room_count:
+            leave_channel(conn, conn.rooms[conn.room_count - 1].channel)
+        self.unschedule(conn)
+        self.drop_segments(conn, True)
+        self.give_slot(conn.slot)
+        decoder_free(&conn.decoder)
+        connection.conn = NULL
+        connection.owner = None
+        conn.connection = NULL
+        if not conn.flags & BROKEN:  # else close_broken moves it on
+            conn.next_left = self.dead
+            self.dead = conn
+        Py_DECREF(connection)
+        if self.depth == 0:
+            self.bury()
+
+    cdef void mark_broken(self, conn_t *conn) noexcept nogil:
+        """A send failed while the GIL may be released; closed when the walk pauses."""
+        if not conn.flags & BROKEN:
+            conn.flags |= BROKEN
+            conn.next_left = self.broken
+            self.broken = conn
+
+    cdef void close_broken(self):
+        cdef conn_t *conn
+        while self.broken != NULL:
+            conn = self.broken
+            self.broken = conn.next_left
+            conn.flags &= ~<uint32_t>BROKEN
+            if conn.fd >= 0:
+                self.close_now(conn, conn.close_code)
+            else:
+                conn.next_left = self.dead
+                self.dead = conn
+
+    cdef void bury(self):
+        """Free what was closed, once no event or callback can name it any more."""
+        cdef conn_t *conn
+        if self.depth:
+            return
+        if self.broken != NULL:
+            self.depth += 1
+            self.close_broken()
+            self.depth -= 1
+        while self.dead != NULL:
+            conn = self.dead
+            self.dead = conn.next_left
+            free(conn.rooms)
+            free(conn)
+
+    def close(self):
+        """End every connection at once; ``on_closed`` is called for each."""
+        cdef uint32_t slot
+        self.depth += 1
+        for slot in range(self.slot_count):
+            if self.slots[slot] != NULL:
+                self.close_now(self.slots[slot], 1006)
+        self.depth -= 1
+        self.bury()
+
+    # Writing --------------------------------------------------------------------------------------
+
+    cdef void answer(self, conn_t *conn, shared_t *shared):
+        """Send an answer or control frame; takes the reference over."""
+        cdef uint32_t size
+        if shared == NULL:
+            self.mark_broken(conn)
+            return
+        size = <uint32_t>shared.size
+        if conn.answer_bytes + size > self.max_answer and conn.first != NULL:
+            shared_release(shared)
+            self.drop_segments(conn, False)
+            self.drop_answers(conn)
+            self.start_close(conn, 1013, "answers are not being read")
+            return
+        self.send_shared(conn, shared, 0, NULL, 0, False)
+        shared_release(shared)
+
+    cdef void drop_answers(self, conn_t *conn) noexcept nogil:
+        """Forget the answers that are queued, but finish the frame in progress."""
+        cdef segment_t *segment = conn.first
+        cdef segment_t *following
+        if segment == NULL:
+            return
+        if segment.begun:
+            following = segment.next
+            segment.next = NULL
+            conn.last = segment
+        else:
+            following = segment
+            conn.first = conn.last = NULL
+        while following != NULL:
+            segment = following
+            following = segment.next
+            self.forget(conn, segment)
+
+    cdef void forget(self, conn_t *conn, segment_t *segment) noexcept nogil:
+        """Free one queued segment that is out of the queue."""
+        cdef uint32_t size = segment.end - segment.start
+        if segment.channel == NULL:
+            conn.answer_bytes -= size
+        else:
+            conn.room_bytes -= size
+            conn.replay_bytes -= size if segment.replayed else 0
+            channel_release(segment.channel)
+        shared_release(segment.shared)
+        free(segment)
+
+    cdef void watch(self, conn_t *conn, bint writable) noexcept nogil:
+        cdef epoll_event event
+        if writable == ((conn.flags & WRITABLE_WATCHED) != 0):
+            return
+        conn.flags ^= WRITABLE_WATCHED
+        event.events = EPOLLIN | EPOLLOUT if writable else EPOLLIN
+        event.data.u64 = (<uint64_t>conn.generation << 32) | conn.slot
+        epoll_ctl(self.epoll, EPOLL_CTL_MOD, conn.fd, &event)
+
+    cdef void send_shared(
+        self, conn_t *conn, shared_t *shared, uint32_t start, channel_t *channel, uint64_t first_seq, bint replayed
+    ) noexcept nogil:
+        """Send shared.data from ``start`` on: at once if nothing is queued, the rest when it can."""
+        cdef ssize_t sent = 0
+        if conn.fd < 0 or conn.flags & (BROKEN | SHUT):
+            return
+        if conn.first == NULL:
+            sent = send(conn.fd, shared.data + start, shared.size - start, MSG_NOSIGNAL)
+            if sent == <ssize_t>(shared.size - start):
+                self.bytes_sent_ += sent
+                return
+            if sent < 0:
+                if errno != EAGAIN and errno != EINTR:
+                    self.mark_broken(conn)
+                    return
+                sent = 0
+            self.bytes_sent_ += sent
+            conn.progress = now_s()
+        if self.enqueue(conn, shared, start, <uint32_t>sent, channel, first_seq, replayed):
+            self.mark_broken(conn)
+            return
+        self.watch(conn, True)
+        if channel != NULL and conn.room_bytes > self.max_backlog:
+            self.drop_segments(conn, False)
+
+    cdef int enqueue(
+        self, conn_t *conn, shared_t *shared, uint32_t start, uint32_t sent, channel_t *channel,
+        uint64_t first_seq, bint replayed
+    ) noexcept nogil:
+        """Keep a reference to what is still to be sent; 0, or -1 when there is no memory."""
+        cdef segment_t *segment = <segment_t *>malloc(sizeof(segment_t))
+        cdef uint32_t size
+        if segment == NULL:
+            return -1
+        shared_retain(shared)
+        segment.next = NULL
+        segment.shared = shared
+        segment.channel = channel
+        segment.start = start + sent
+        segment.end = <uint32_t>shared.size
+        segment.first_seq = first_seq
+        segment.replayed = replayed
+        segment.begun = sent > 0
+        size = segment.end - segment.start
+        if channel == NULL:
+            conn.answer_bytes += size
+        else:
+            channel.references += 1
+            conn.room_bytes += size
+            conn.replay_bytes += size if replayed else 0
+        if conn.last == NULL:
+            conn.first = segment
+            if self.stuck_after < WHEEL_SLOTS and conn.due > conn.progress + self.stuck_after:
+                self.schedule(conn, conn.progress + self.stuck_after)
+        else:
+            conn.last.next = segment
+        conn.last = segment
+        return 0
+
+    cdef int flush(self, conn_t *conn) noexcept nogil:
+        """Write what is queued; 0 when all is out, 1 when some is left, -1 when the socket failed."""
+        cdef iovec[MAX_IOV] parts
+        cdef msghdr message
+        cdef segment_t *segment
+        cdef ssize_t sent
+        cdef uint32_t size
+        while conn.first != NULL:
+            memset(&message, 0, sizeof(message))
+            message.msg_iov = parts
+            segment = conn.first
+            while segment != NULL and message.msg_iovlen < MAX_IOV:
+                parts[message.msg_iovlen].iov_base = segment.shared.data + segment.start
+                parts[message.msg_iovlen].iov_len = segment.end - segment.start
+                message.msg_iovlen += 1
+                segment = segment.next
+            sent = sendmsg(conn.fd, &message, MSG_NOSIGNAL)
+            if sent < 0:
+                if errno == EAGAIN or errno == EINTR:
+                    return 1
+                return -1
+            self.bytes_sent_ += sent
+            conn.progress = now_s()
+            while conn.first != NULL:
+                segment = conn.first
+                size = segment.end - segment.start
+                if <uint64_t>sent < size:
+                    if sent:
+                        self.advance(conn, segment, <uint32_t>sent)
+                    break
+                sent -= size
+                conn.first = segment.next
+                if conn.first == NULL:
+                    conn.last = NULL
+                self.forget(conn, segment)
+        return 0
+
+    cdef void advance(self, conn_t *conn, segment_t *segment, uint32_t sent) noexcept nogil:
+        segment.start += sent
+        segment.begun = 1
+        if segment.channel == NULL:
+            conn.answer_bytes -= sent
+        else:
+            conn.room_bytes -= sent
+            conn.replay_bytes -= sent if segment.replayed else 0
+
+    cdef void drop_segments(self, conn_t *conn, bint answers_too) noexcept nogil:
+        """Drop the queued room events behind the frame in progress, and note the gap; with
+        ``answers_too`` the whole queue is freed and nothing is noted."""
+        cdef segment_t *segment = conn.first
+        cdef segment_t *following
+        conn.first = conn.last = NULL
+        while segment != NULL:
+            following = segment.next
+            segment.next = NULL
+            if not answers_too and (segment.channel == NULL or self.cut(conn, segment)):
+                if conn.last == NULL:
+                    conn.first = segment
+                else:
+                    conn.last.next = segment
+                conn.last = segment
+            else:
+                if not answers_too:
+                    self.drops_ += 1
+                    self.note_gap(conn, segment.channel, segment.first_seq)
+                self.forget(conn, segment)
+            segment = following
+
+    cdef bint cut(self, conn_t *conn, segment_t *segment) noexcept nogil:
+        """End a segment behind the frame in progress; False where none has begun."""
+        cdef shared_t *shared = segment.shared
+        cdef uint32_t i = 0, dropped
+        if not segment.begun:
+            return False
+        while i < shared.count and shared.offsets[i] < segment.start:
+            i += 1
+        if shared.offsets[i] < segment.end:
+            dropped = segment.end - shared.offsets[i]
+            segment.end = shared.offsets[i]
+            conn.room_bytes -= dropped
+            conn.replay_bytes -= dropped if segment.replayed else 0
+            self.drops_ += 1
+            self.note_gap(conn, segment.channel, shared.first_seq + i if shared.first_seq else 0)
+        return True
+
+    cdef void note_gap(self, conn_t *conn, channel_t *channel, uint64_t seq) noexcept nogil:
+        """The first event that is dropped in a room is where its next join continues."""
+        cdef entry_t *entry
+        if seq == 0:
+            return
+        entry = find_entry(conn, channel)
+        if entry != NULL and entry.state != GAP:
+            entry.state = GAP
+            entry.next_seq = seq
+            conn.flags |= GAPPED
+
+    # Fan-out --------------------------------------------------------------------------------------
+
+    cdef void add_job(self, channel_t *channel, shared_t *shared, uint8_t kind, uint64_t next_seq):
+        """Queue a batch behind those of its room, and walk as far as the budget allows."""
+        cdef job_t *job = <job_t *>malloc(sizeof(job_t))
+        cdef int64_t begin
+        if job == NULL:
+            raise MemoryError("no memory for a batch on its way")
+        channel.jobs += 1
+        shared_retain(shared)
+        job.next = NULL
+        job.shared = shared
+        job.kind = kind
+        job.next_seq = next_seq
+        if channel.last_job == NULL:
+            channel.first_job = job
+        else:
+            channel.last_job.next = job
+        channel.last_job = job
+        if channel.walking:
+            return
+        begin = now_us()
+        if begin - self.last_walk_us > LOOP_TURN_US:
+            self.spent_us = 0
+        if self.spent_us < WALK_BUDGET_US:
+            self.run_jobs(channel, WALK_BUDGET_US - self.spent_us)
+            self.last_walk_us = now_us()
+            self.spent_us += self.last_walk_us - begin
+            if self.spent_us > self.longest_hold:
+                self.longest_hold = self.spent_us
+        if channel.first_job != NULL and not channel.walking:
+            self.leave_for_later(channel)
+        if self.depth == 0:
+            self.bury()
+
+    cdef void leave_for_later(self, channel_t *channel):
+        channel.walking = True
+        channel.next_walk = NULL
+        channel.references += 1
+        if self.last_walk == NULL:
+            self.first_walk = channel
+            if self.on_work_left is not None:
+                self.on_work_left()
+        else:
+            self.last_walk.next_walk = channel
+        self.last_walk = channel
+
+    cdef int walk_left(self) except -1:
+        """Go on with the walk that waits longest, for one slice."""
+        cdef channel_t *channel = self.first_walk
+        self.first_walk = channel.next_walk
+        if self.first_walk == NULL:
+            self.last_walk = NULL
+        self.run_jobs(channel, WALK_SLICE_US)  # still marked as walking: what comes meanwhile queues
+        if channel.first_job != NULL:
+            channel.next_walk = NULL
+            if self.last_walk == NULL:
+                self.first_walk = channel
+            else:
+                self.last_walk.next_walk = channel
+            self.last_walk = channel
+        else:
+            channel.walking = False
+            channel_release(channel)
+        return 0
+
+    cdef void run_jobs(self, channel_t *channel, int64_t budget_us):
+        cdef int64_t until = now_us() + budget_us
+        channel.references += 1
+        with nogil:
+            self.walk(channel, until)
+        self.close_broken()
+        channel_release(channel)
+
+    cdef bint walk(self, channel_t *channel, int64_t until) noexcept nogil:
+        """Go on with a room's batches, in order; True once all are out."""
+        cdef job_t *job
+        cdef int looked = 0
+        while channel.first_job != NULL:
+            job = channel.first_job
+            while channel.cursor < channel.size:
+                if looked == SENDS_PER_LOOK:
+                    looked = 0
+                    if now_us() > until:
+                        return False
+                if channel.entries[channel.cursor].conn != NULL:
+                    self.deliver(channel, job, &channel.entries[channel.cursor])
+                    looked += 1
+                channel.cursor += 1
+            channel.cursor = 0
+            channel.first_job = job.next
+            if channel.first_job == NULL:
+                channel.last_job = NULL
+            if job.kind == EVENTS:
+                channel.walked_seq = job.shared.first_seq + job.shared.count - 1
+            channel.jobs -= 1
+            shared_release(job.shared)
+            free(job)
+        compact(channel)
+        return True
+
+    cdef void deliver(self, channel_t *channel, job_t *job, entry_t *entry) noexcept nogil:
+        """One member's share of a batch."""
+        cdef shared_t *shared = job.shared
+        cdef conn_t *conn = entry.conn
+        cdef uint64_t skip = 0
+        if conn.flags & CLOSE_SENT:
+            return
+        if job.kind == PLAIN:
+            if conn.room_bytes + conn.answer_bytes <= PLAIN_BACKLOG:
+                self.send_shared(conn, shared, 0, channel, 0, False)
+        elif entry.state != LIVE:
+            return
+        elif job.kind == RESET:
+            entry.next_seq = job.next_seq
+            self.send_shared(conn, shared, 0, NULL, 0, False)
+        elif entry.next_seq < shared.first_seq + shared.count:
+            if entry.next_seq > shared.first_seq:
+                skip = entry.next_seq - shared.first_seq
+            entry.next_seq = shared.first_seq + shared.count
+            self.deliveries_ += shared.count - skip
+            self.send_shared(conn, shared, shared.offsets[skip], channel, shared.first_seq + skip, False)
+
+    # Timers ---------------------------------------------------------------------------------------
+
+    def tick(self, double now):
+        """Look at every connection whose time has come; called about once a second.
+
+        Args:
+            now: Monotonic seconds, as ``time.monotonic`` gives them.
+        """
+        cdef uint32_t until = <uint32_t>now
+        cdef conn_t *conn
+        cdef conn_t *following
+        if until > self.wheel_at + WHEEL_SLOTS:
+            self.wheel_at = until - WHEEL_SLOTS  # one whole turn looks at everybody
+        self.depth += 1
+        while self.wheel_at <= until:
+            conn = self.wheel[self.wheel_at % WHEEL_SLOTS]
+            while conn != NULL:
+                following = conn.wheel_next
+                if conn.due <= until:
+                    self.check_time(conn, until)
+                conn = following
+            self.wheel_at += 1
+        self.wheel_at = until  # this second may not be over
+        self.close_broken()
+        self.depth -= 1
+        self.bury()
+
+    cdef void check_time(self, conn_t *conn, uint32_t now):
+        """Ping, end, or look again later. Closes no connection but this one."""
+        cdef uint32_t silent = now - conn.heard if now > conn.heard else 0
+        if conn.flags & CLOSE_SENT:
+            self.mark_broken(conn)
+            self.unschedule(conn)
+        elif conn.first != NULL and now >= conn.progress + self.stuck_after:
+            self.start_close(conn, 1013, "the connection is stuck")
+        elif conn.flags & PINGED and silent >= self.ping_after + self.pong_after:
+            self.mark_broken(conn)
+            self.unschedule(conn)
+        elif conn.flags & PINGED:
+            self.schedule(conn, conn.heard + self.ping_after + self.pong_after)
+        elif silent >= self.ping_after:
+            conn.flags |= PINGED
+            if conn.first == NULL:
+                self.send_shared(conn, self.ping, 0, NULL, 0, False)
+            self.schedule(conn, now + self.pong_after)
+        elif conn.first != NULL and self.stuck_after < self.ping_after - silent:
+            self.schedule(conn, conn.progress + self.stuck_after)
+        else:
+            self.schedule(conn, conn.heard + self.ping_after)
+
+    cdef void schedule(self, conn_t *conn, uint32_t due) noexcept nogil:
+        """Let the wheel look at a connection at this second, or a turn of the wheel from now."""
+        cdef uint32_t slot
+        self.unschedule(conn)
+        if due >= self.wheel_at + WHEEL_SLOTS:
+            due = self.wheel_at + WHEEL_SLOTS - 1
+        if due <= self.wheel_at:
+            due = self.wheel_at + 1
+        conn.due = due
+        slot = due % WHEEL_SLOTS
+        conn.wheel_previous = NULL
+        conn.wheel_next = self.wheel[slot]
+        if conn.wheel_next != NULL:
+            conn.wheel_next.wheel_previous = conn
+        self.wheel[slot] = conn
+
+    cdef void unschedule(self, conn_t *conn) noexcept nogil:
+        if conn.due == 0:
+            return
+        if conn.wheel_previous != NULL:
+            conn.wheel_previous.wheel_next = conn.wheel_next
+        else:
+            self.wheel[conn.due % WHEEL_SLOTS] = conn.wheel_next
+        if conn.wheel_next != NULL:
+            conn.wheel_next.wheel_previous = conn.wheel_previous
+        conn.wheel_next = conn.wheel_previous = NULL
+        conn.due = 0
+
+
+@cython.final
+cdef class Connection:
+    """One member's socket; made by ``Reactor.attach``."""
+
+    @property
+    def closed(self):
+        """Whether nothing can be sent any more; ``send`` and ``close`` are then ignored."""
+        return self.conn == NULL or self.conn.fd < 0 or self.conn.flags & CLOSE_SENT != 0
+
+    @property
+    def backlog(self):
+        """Bytes that wait for the socket."""
+        return 0 if self.conn == NULL else self.conn.room_bytes + self.conn.answer_bytes
+
+    def feed(self, bytes received):
+        """Handle bytes that were read before the reactor took over."""
+        cdef bytes copy
+        cdef Reactor reactor = self.reactor
+        if self.conn == NULL or not received:
+            return
+        # The decoder unmasks in place, and CPython may share the bytes of small objects.
+        copy = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(received) + 1)
+        memcpy(PyBytes_AS_STRING(copy), PyBytes_AS_STRING(received), PyBytes_GET_SIZE(received))
+        reactor.depth += 1
+        reactor.parse(self.conn, <unsigned char *>PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(received))
+        reactor.depth -= 1
+        reactor.bury()
+
+    def send(self, bytes frames):
+        """Send ready-made frames as an answer; above ``max_answer_bytes`` the connection ends with 1013."""
+        self.put(frames, 0)
+
+    def send_text(self, bytes payload):
+        """Send one text message as an answer; above ``max_answer_bytes`` the connection ends with 1013."""
+        self.put(payload, 0x1)
+
+    cdef void put(self, bytes data, uint8_t opcode):
+        cdef shared_t *shared
+        if self.conn == NULL or self.conn.fd < 0 or self.conn.flags & (CLOSE_SENT | BROKEN):
+            return
+        shared = copied(<unsigned char *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), opcode)
+        self.reactor.answer(self.conn, shared)
+        if self.reactor.depth == 0:
+            self.reactor.bury()
+
+    def close(self, int code, str reason=""):
+        """Start the close handshake with a code of RFC 6455 section 7.4.1."""
+        if self.conn != NULL:
+            self.reactor.start_close(self.conn, code, reason)
+            if self.reactor.depth == 0:
+                self.reactor.bury()
+
+    def abort(self):
+        """End the connection at once, without a close frame."""
+        if self.conn != NULL:
+            self.reactor.close_now(self.conn, 1006)
+
+
+@cython.final
+cdef class Channel:
+    """The members that one room has here, each with the seq it gets next; made by ``Reactor.channel``."""
+
+    def __dealloc__(self):
+        cdef channel_t *channel = self.channel
+        cdef job_t *job
+        cdef uint32_t i
+        if channel == NULL:
+            return
+        channel.owner = NULL
+        for i in range(channel.size):
+            if channel.entries[i].conn != NULL:
+                forget_membership(channel.entries[i].conn, channel)
+        channel.size = channel.tombstones = channel.cursor = 0
+        while channel.first_job != NULL:
+            job = channel.first_job
+            channel.first_job = job.next
+            shared_release(job.shared)
+            free(job)
+        channel.last_job = NULL
+        channel_release(channel)
+
+    @property
+    def walked_seq(self):
+        """Last seq of the newest batch that has gone to all members; 0 before the first."""
+        return self.channel.walked_seq
+
+    @property
+    def busy(self):
+        """Whether a fan-out was cut and goes on later."""
+        return self.channel.first_job != NULL
+
+    def __len__(self):
+        return self.channel.size - self.channel.tombstones
+
+    def __iter__(self):
+        cdef uint32_t i
+        owners = []
+        for i in range(self.channel.size):
+            if self.channel.entries[i].conn != NULL:
+                owners.append((<Connection>self.channel.entries[i].conn.connection).owner)
+        return iter(owners)
+
+    def __contains__(self, Connection connection not None):
+        return connection.conn != NULL and find_membership(connection.conn, self.channel) != NULL
+
+    def join(self, Connection connection not None, next_seq, bint live):
+        """Take a connection in, or move one that is in already.
+
+        Args:
+            connection: Open, or nothing happens.
+            next_seq: Seq that it gets next.
+            live: Whether broadcasts reach it; else it is sent what ``replay`` gives.
+        """
+        cdef entry_t *entry
+        cdef uint8_t state = LIVE if live else SILENT
+        if connection.conn == NULL or connection.conn.fd < 0:
+            return
+        entry = find_entry(connection.conn, self.channel)
+        if entry != NULL:
+            entry.next_seq = next_seq
+            entry.state = state
+        elif enter(self.channel, connection.conn, next_seq, state):
+            raise MemoryError("no memory for one more member of the room")
+
+    def leave(self, Connection connection not None):
+        """Let a connection go; what is queued for it still goes out. Not being in is no error."""
+        if connection.conn != NULL:
+            leave_channel(connection.conn, self.channel)
+
+    cdef entry_t *entry_of(self, Connection connection) except NULL:
+        cdef entry_t *entry = NULL
+        if connection.conn != NULL:
+            entry = find_entry(connection.conn, self.channel)
+        if entry == NULL:
+            raise KeyError("the connection is not in this channel")
+        return entry
+
+    def next_seq(self, Connection connection not None):
+        """Seq that this connection gets next; all below was sent or queued.
+
+        Raises:
+            KeyError: It is not in this channel.
+        """
+        return self.entry_of(connection).next_seq
+
+    def silent(self, Connection connection not None):
+        """Whether broadcasts pass this connection by: it replays, or has a gap.
+
+        Raises:
+            KeyError: It is not in this channel.
+        """
+        return self.entry_of(connection).state != LIVE
+
+    def replay(self, Connection connection not None, Batch batch not None):
+        """Send one silent connection the events of a batch that it lacks.
+
+        Returns:
+            Replayed bytes in flight to it. Above half of ``replay_bytes``, ``on_drained`` is called
+            once they have fallen below.
+
+        Raises:
+            KeyError: It is not in this channel.
+        """
+        cdef entry_t *entry = self.entry_of(connection)
+        cdef conn_t *conn = connection.conn
+        cdef shared_t *shared = batch.shared
+        cdef uint64_t skip = 0
+        cdef Reactor reactor = self.reactor
+        if entry.state == GAP or conn.flags & CLOSE_SENT:
+            return conn.replay_bytes
+        if shared.first_seq and entry.next_seq < shared.first_seq + shared.count:
+            if entry.next_seq > shared.first_seq:
+                skip = entry.next_seq - shared.first_seq
+            entry.next_seq = shared.first_seq + shared.count
+            reactor.deliveries_ += shared.count - skip
+            reactor.send_shared(conn, shared, shared.offsets[skip], self.channel, shared.first_seq + skip, True)
+            if conn.replay_bytes > reactor.replay_limit // 2:
+                conn.flags |= REPLAYING
+        return conn.replay_bytes
+
+    def set_live(self, Connection connection not None, next_seq):
+        """Let broadcasts reach this connection, from ``next_seq`` on.
+
+        Raises:
+            KeyError: It is not in this channel.
+        """
+        cdef entry_t *entry = self.entry_of(connection)
+        entry.next_seq = next_seq
+        entry.state = LIVE
+
+    def set_silent(self, Connection connection not None):
+        """Let broadcasts pass this connection by.
+
+        Raises:
+            KeyError: It is not in this channel.
+        """
+        self.entry_of(connection).state = SILENT
+
+    def broadcast(self, Batch batch not None):
+        """Send a batch to every live connection, after the batches that went before.
+
+        Each gets the events from its own next seq on. Events without a seq go to the silent ones too,
+        and pass by whoever has much waiting.
+        """
+        if batch.shared.first_seq:
+            self.reactor.add_job(self.channel, batch.shared, EVENTS, 0)
+        elif self.channel.jobs < PLAIN_JOBS:
+            self.reactor.add_job(self.channel, batch.shared, PLAIN, 0)
+
+    def reset(self, Batch notice not None, next_seq):
+        """Send a notice to every live connection and let each go on at ``next_seq``."""
+        self.reactor.add_job(self.channel, notice.shared, RESET, next_seq)
+
+
+cdef void forget_membership(conn_t *conn, channel_t *channel) noexcept nogil:
+    """The channel is going away: take it out of a member's rooms."""
+    cdef membership_t *membership = find_membership(conn, channel)
+    if membership != NULL:
+        conn.room_count -= 1
+        membership[0] = conn.rooms[conn.room_count]
