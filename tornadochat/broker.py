@@ -1,0 +1,264 @@
+"""The room log: everything that a worker asks of Redis or Valkey for its rooms.
+
+``publisher`` stores and publishes, ``subscriber`` listens, this module reads the log and ties both to
+one address. Which connection serves a room is decided here alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from tornadochat.errors import Unavailable
+from tornadochat.publisher import READ, Outcome, Publisher, RoomKeys, new_epoch
+from tornadochat.redis_link import parse_address
+from tornadochat.subscriber import Subscriber
+
+if TYPE_CHECKING:
+    from tornadochat.settings import Settings
+
+__all__ = ("Broker", "Head", "LogPage", "Outcome")
+
+log = logging.getLogger("tornadochat")
+
+# Keys of this many rooms are remembered; making them anew costs 3 us.
+REMEMBERED_KEYS = 65_536
+# Connections of redis-py for what is not hot (sessions, presence, the HTTP API).
+SLOW_CONNECTIONS = 16
+
+
+class Head(NamedTuple):
+    """Where a room's log is.
+
+    Attributes:
+        epoch: Current epoch.
+        seq: Seq of the newest event; 0 when unwritten.
+        ends: ``(epoch, last seq)`` of the epochs that ended, newest first, at most 8.
+    """
+
+    epoch: str
+    seq: int
+    ends: Sequence[tuple[str, int]]
+
+
+class LogPage(NamedTuple):
+    """One atomic read of a room's log; see ``room.Page``."""
+
+    epoch: str
+    head_seq: int
+    ends: Sequence[tuple[str, int]]
+    first_seq: int
+    bodies: list[bytes]
+
+
+class Broker:
+    """See the module. Made within a running loop.
+
+    Args:
+        settings: Bounds, times and the namespace.
+        url: Address of the store.
+        on_published: Takes ``(channel, payload)`` of everything that one read brought for rooms.
+        on_status: Called with False when the store is gone, True when it is back.
+        on_control: Takes one payload of the control channel.
+        on_resubscribed: Takes the rooms that may have missed something.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        url: str,
+        *,
+        on_published: Callable[[list[tuple[bytes, bytes]]], None],
+        on_status: Callable[[bool], None],
+        on_control: Callable[[bytes], None],
+        on_resubscribed: Callable[[list[str]], None],
+    ) -> None:
+        self.available = False
+        self.settings = settings
+        self.redis: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
+            url,
+            max_connections=SLOW_CONNECTIONS,
+            # A command that is tried again by the library may run twice; see publisher.
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=settings.publish_seconds,
+            socket_connect_timeout=settings.publish_seconds,
+        )
+        address = parse_address(url)
+        prefix = settings.redis_prefix
+        self._on_status = on_status
+        self._control = f"{prefix}:control".encode()
+        self._prefix = prefix
+        self.keys_of = functools.lru_cache(REMEMBERED_KEYS)(self._keys_of)
+        self._publisher = Publisher(settings, address, self.keys_of, self._changed)
+        self._subscriber = Subscriber(
+            address,
+            self._control,
+            on_published=on_published,
+            on_control=on_control,
+            on_resubscribed=on_resubscribed,
+            on_change=self._changed,
+        )
+
+    async def start(self) -> None:
+        """Connect in the background; ``available`` and ``on_status`` tell when the store is there."""
+        self._publisher.start()
+        self._subscriber.start()
+
+    async def close(self) -> None:
+        """Finish what is in flight, at most ``publish_seconds``, then end for good."""
+        await self._publisher.close()
+        await self._subscriber.close()
+        await self.redis.aclose()
+
+    def _changed(self) -> None:
+        available = self._publisher.ready and self._subscriber.ready
+        if available != self.available:
+            self.available = available
+            log.log(
+                logging.INFO if available else logging.WARNING,
+                "the store is %s",
+                "there" if available else "away; members stay, messages wait",
+            )
+            self._on_status(available)
+
+    # Names -----------------------------------------------------------------------------------------
+
+    def _keys_of(self, room: str) -> RoomKeys:
+        # A hash for a tag: a room named "}x" must not scatter its keys over a cluster.
+        tag = hashlib.blake2b(room.encode("utf-8"), digest_size=16).hexdigest()
+        base = f"{self._prefix}:{{{tag}}}"
+        return RoomKeys(*(f"{base}:{name}".encode() for name in ("meta", "log", "ids0", "ids1", "ch")))
+
+    def channel_of(self, room: str) -> bytes:
+        """Pub/sub channel of a room."""
+        return self.keys_of(room).channel
+
+    # Messages --------------------------------------------------------------------------------------
+
+    @property
+    def on_publish_seconds(self) -> Callable[[float], None] | None:
+        """Called with the round trip of each published batch, in seconds."""
+        return self._publisher.on_publish_seconds
+
+    @on_publish_seconds.setter
+    def on_publish_seconds(self, handler: Callable[[float], None] | None) -> None:
+        self._publisher.on_publish_seconds = handler
+
+    def publish(
+        self,
+        room: str,
+        user_id: str,
+        message_id: str,
+        body: bytes,
+        text: str,
+        reply: Callable[[Outcome], None],
+    ) -> None:
+        """Number, store and publish one message; returns at once.
+
+        Args:
+            room: Its room.
+            user_id: Its sender; (user, room, id) makes a repeat.
+            message_id: Its id.
+            body: The event without its seq, a JSON object with at least one member.
+            text: What must be the same in a repeat.
+            reply: Called once, within ``publish_seconds`` or a little more.
+
+        Raises:
+            Unavailable: ``publish_queue`` messages wait already; ``reply`` is not called.
+        """
+        self._publisher.publish(room, user_id, message_id, body, text, reply)
+
+    def find_repeat(
+        self, room: str, user_id: str, message_id: str, text: str, reply: Callable[[Outcome], None]
+    ) -> None:
+        """Tell whether a message was stored by an earlier try; stores nothing.
+
+        Raises:
+            Unavailable: The store is away or has too much to do; ``reply`` is not called.
+        """
+        self._publisher.find_repeat(room, user_id, message_id, text, reply)
+
+    def publish_ephemeral(self, room: str, payload: bytes) -> None:
+        """Publish to a room what is not stored (``X`` or ``P`` before it); may be dropped."""
+        self._publisher.publish_raw(self.channel_of(room), payload)
+
+    def publish_control(self, payload: bytes) -> None:
+        """Tell every worker something; may be dropped when the store is away."""
+        self._publisher.publish_raw(self._control, payload)
+
+    # Rooms -----------------------------------------------------------------------------------------
+
+    async def subscribe(self, room: str) -> None:
+        """Wait until this worker gets what is published in a room.
+
+        Raises:
+            Unavailable: Not confirmed within ``publish_seconds``.
+        """
+        await self._subscriber.subscribe(room, self.channel_of(room), self.settings.publish_seconds)
+
+    def unsubscribe(self, room: str, grace: float | None = None) -> None:
+        """Stop listening to a room after ``grace`` seconds (default: the setting), unless it is
+        subscribed again before."""
+        seconds = self.settings.subscription_grace_seconds if grace is None else grace
+        self._subscriber.unsubscribe(self.channel_of(room), seconds)
+
+    async def read_log(self, room: str, start_seq: int, limit: int) -> LogPage:
+        """Read events and the head of a room's log in one step; an unwritten room gets its epoch.
+
+        Args:
+            room: Its name.
+            start_seq: First event wanted; 0 or less for the newest ``limit``.
+            limit: Events at most; 0 for none.
+
+        Raises:
+            Unavailable: No answer within ``publish_seconds``.
+        """
+        reply = await self._publisher.ask(*self._read_command(room, start_seq, limit))
+        return _page(reply)
+
+    async def read_head(self, room: str) -> Head:
+        """Where a room's log is; an unwritten room gets its epoch.
+
+        Raises:
+            Unavailable: No answer within ``publish_seconds``.
+        """
+        page = await self.read_log(room, 0, 0)
+        return Head(page.epoch, page.head_seq, page.ends)
+
+    async def heads(self, rooms: Sequence[str]) -> list[Head]:
+        """Heads of many rooms in one round trip; renews the life of their logs.
+
+        Raises:
+            Unavailable: No answer within ``publish_seconds``.
+        """
+        commands = [self._read_command(room, 0, 0) for room in rooms]
+        replies = await asyncio.gather(*(self._publisher.ask(*command) for command in commands))
+        return [Head(page.epoch, page.head_seq, page.ends) for page in map(_page, replies)]
+
+    def _read_command(self, room: str, start_seq: int, limit: int) -> tuple[Any, ...]:
+        keys = self.keys_of(room)
+        return (
+            *("EVALSHA", READ.digest, 2, keys.meta, keys.log),
+            *(self._publisher.run_id, new_epoch(), self.settings.history_ttl_seconds, start_seq, limit),
+        )
+
+
+def _page(reply: Any) -> LogPage:
+    try:
+        epoch, head_seq, ends, first_seq = reply[:4]
+        return LogPage(epoch.decode("ascii"), head_seq, _ends(ends), first_seq, reply[4:])
+    except (TypeError, ValueError, AttributeError) as error:
+        raise Unavailable(f"the store answered with something else than a page: {error}") from None
+
+
+def _ends(text: bytes) -> list[tuple[str, int]]:
+    pairs = (entry.split(":") for entry in text.decode("ascii").split())
+    return [(epoch, int(seq)) for epoch, seq in pairs]

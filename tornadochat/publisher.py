@@ -1,0 +1,406 @@
+"""The writing side of the broker: each room's messages in batches, one script for each batch.
+
+Fifth step of the walk. While a batch of a room is in flight, further messages of that room wait and
+go as the next one; no timer is involved. Batches of different rooms are pipelined on one connection.
+A batch whose reply was lost is sent again, the identical one, before any later batch of its room: the
+script knows what it stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import logging
+import secrets
+import string
+from collections.abc import Callable
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import hiredis
+
+from tornadochat.errors import StoreError, Unavailable
+from tornadochat.redis_link import (
+    FIRST_RETRY_SECONDS,
+    LAST_RETRY_SECONDS,
+    PING_SECONDS,
+    Address,
+    Link,
+)
+
+if TYPE_CHECKING:
+    from tornadochat.settings import Settings
+
+log = logging.getLogger("tornadochat")
+
+# One script may hold the store for about a millisecond, not longer: 128 messages cost 0.5 ms.
+BATCH_MESSAGES = 128
+BATCH_BYTES = 256 * 1024
+# Messages older than ``publish_seconds`` are looked for this often.
+SWEEP_SECONDS = 0.25
+# Pause before a batch is sent again that the store answered with an error (loading, no memory, ...).
+ERROR_RETRY_SECONDS = 0.1
+# Typing and presence in flight; beyond it they are dropped, since the next ones are absolute again.
+MAX_EPHEMERAL = 2000
+EPOCH_CHARS = string.ascii_lowercase + string.digits
+EPOCH_LENGTH = 8
+
+
+class Outcome(NamedTuple):
+    """What became of a message.
+
+    Attributes:
+        status: ``stored``, ``repeat`` (an earlier try stored it), ``id_reused`` (the id belongs to
+            another text), ``unknown`` (only of a look-up: it was never stored), or ``unavailable``
+            (the store did not answer in time; it may or may not be stored).
+        epoch: Of the room; empty where nothing is stored.
+        seq: Its place; 0 where nothing is stored.
+    """
+
+    status: str
+    epoch: str
+    seq: int
+
+
+class RoomKeys(NamedTuple):
+    """A room's keys and channel, all in one hash slot of a cluster."""
+
+    meta: bytes
+    log: bytes
+    repeats: bytes
+    former: bytes
+    channel: bytes
+
+
+class Waiting(NamedTuple):
+    """One message on its way."""
+
+    who: str
+    fingerprint: str
+    body: bytes
+    reply: Callable[[Outcome], None]
+    deadline: float
+
+
+class RoomQueue:
+    """The messages of one room that wait or are in flight."""
+
+    __slots__ = ("batch", "fresh_epoch", "keys", "scheduled", "waiting")
+
+    def __init__(self, keys: RoomKeys) -> None:
+        self.keys = keys
+        self.waiting: list[Waiting] = []
+        self.batch: list[Waiting] = []
+        self.fresh_epoch = ""
+        self.scheduled = False
+
+
+class Script(NamedTuple):
+    """A Lua script and the digest that the store knows it by."""
+
+    source: bytes
+    digest: str
+
+    @classmethod
+    def load(cls, name: str) -> Script:
+        """The script ``scripts/<name>.lua`` of this package."""
+        source = files("tornadochat").joinpath("scripts", f"{name}.lua").read_bytes()
+        return cls(source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
+
+
+PUBLISH, READ, FIND = (Script.load(name) for name in ("publish", "read", "find"))
+
+
+def new_epoch() -> str:
+    """Eight random characters: two rooms, or two lives of one, do not share an epoch."""
+    return "".join(secrets.choice(EPOCH_CHARS) for _ in range(EPOCH_LENGTH))
+
+
+def fingerprint_of(text: str) -> str:
+    """What tells two texts under one id apart; a stamp or a name may differ between two tries."""
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=8).hexdigest()
+
+
+class Publisher:
+    """See the module.
+
+    Args:
+        settings: Bounds and times.
+        address: Of the store.
+        keys_of: A room's keys.
+        on_change: Called when ``ready`` has changed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        address: Address,
+        keys_of: Callable[[str], RoomKeys],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.ready = False
+        self.on_publish_seconds: Callable[[float], None] | None = None
+        self._settings = settings
+        self._address = address
+        self._keys_of = keys_of
+        self._on_change = on_change
+        self._loop = asyncio.get_running_loop()
+        self._link: Link | None = None
+        self._queues: dict[str, RoomQueue] = {}
+        self._scheduled: list[RoomQueue] = []
+        self._count = 0  # messages that wait or are in flight
+        self._lost = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        self._limits = (
+            settings.history,
+            settings.history_seconds,
+            settings.history_bytes,
+            settings.history_ttl_seconds,
+            max(1, settings.repeat_window_seconds // 2),
+            settings.repeat_entries,
+            "P",
+        )
+
+    # The connection --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect, and connect again whenever the connection is lost."""
+        self._task = asyncio.ensure_future(self._keep_connected())
+
+    async def close(self) -> None:
+        """Wait for what is in flight, at most ``publish_seconds``, then end for good."""
+        deadline = self._loop.time() + self._settings.publish_seconds
+        while self._count and self.ready and self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        self._sweeper.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        if self._link is not None:
+            self._link.abort()
+        for queue in self._queues.values():
+            self._fail(queue.batch + queue.waiting)
+            queue.batch, queue.waiting = [], []
+
+    async def _keep_connected(self) -> None:
+        pause = FIRST_RETRY_SECONDS
+        while True:
+            self._lost.clear()
+            link = Link(self._address, self._on_lost)
+            try:
+                await link.connect()
+                for script in (PUBLISH, READ, FIND):
+                    await link.ask("SCRIPT", "LOAD", script.source)
+            except StoreError as error:
+                log.log(logging.WARNING if pause < LAST_RETRY_SECONDS else logging.DEBUG,
+                        "the store at %s cannot be used: %s; trying again", self._address.shown, error)
+                link.abort()
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LAST_RETRY_SECONDS)
+                continue
+            pause = FIRST_RETRY_SECONDS
+            self._link = link
+            self._set_ready(True)
+            for queue in tuple(self._queues.values()):
+                self._send(queue)
+            while not self._lost.is_set():
+                try:
+                    async with asyncio.timeout(PING_SECONDS):
+                        await self._lost.wait()
+                except TimeoutError:
+                    link.call(_ignore, "PING")
+                    link.check_life(self._loop.time())
+
+    def _on_lost(self) -> None:
+        self._lost.set()
+        self._set_ready(False)
+
+    def _set_ready(self, ready: bool) -> None:
+        if ready != self.ready:
+            self.ready = ready
+            self._on_change()
+
+    async def ask(self, *command: Any) -> Any:
+        """One command that is not a message; its reply.
+
+        Raises:
+            Unavailable: No answer within ``publish_seconds``, or an error for an answer.
+        """
+        link = self._link
+        if link is None or not self.ready:
+            raise Unavailable("the store cannot be reached")
+        try:
+            async with asyncio.timeout(self._settings.publish_seconds):
+                return await link.ask(*command)
+        except TimeoutError:
+            raise Unavailable("the store did not answer in time") from None
+
+    @property
+    def run_id(self) -> str:
+        """Run id of the server that this worker is connected to.
+
+        Raises:
+            Unavailable: There is none.
+        """
+        if self._link is None or not self.ready or self._link.info is None:
+            raise Unavailable("the store cannot be reached")
+        return self._link.info.run_id
+
+    # Messages --------------------------------------------------------------------------------------
+
+    def publish(
+        self, room: str, user_id: str, message_id: str, body: bytes, text: str, reply: Callable[[Outcome], None]
+    ) -> None:
+        """Store and publish one message; see ``Broker.publish``."""
+        if self._count >= self._settings.publish_queue:
+            raise Unavailable("too many messages wait for the store")
+        queue = self._queues.get(room)
+        if queue is None:
+            queue = self._queues[room] = RoomQueue(self._keys_of(room))
+        self._count += 1
+        deadline = self._loop.time() + self._settings.publish_seconds
+        queue.waiting.append(Waiting(f"{user_id} {message_id}", fingerprint_of(text), body, reply, deadline))
+        if not queue.batch and not queue.scheduled:
+            queue.scheduled = True
+            if not self._scheduled:
+                self._loop.call_soon(self._send_scheduled)
+            self._scheduled.append(queue)
+
+    def _send_scheduled(self) -> None:
+        """What came in one turn of the loop goes as one batch of each room."""
+        scheduled, self._scheduled = self._scheduled, []
+        for queue in scheduled:
+            queue.scheduled = False
+            self._send(queue)
+
+    def _send(self, queue: RoomQueue) -> None:
+        """Send the batch in flight once more, or else the next one."""
+        link = self._link
+        if link is None or not self.ready or link.info is None:
+            return
+        if not queue.batch:
+            queue.batch = _next_batch(queue.waiting)
+            queue.fresh_epoch = new_epoch()
+        if not queue.batch:
+            return
+        keys = queue.keys
+        arguments: list[Any] = [
+            *("EVALSHA", PUBLISH.digest, 5, *keys),
+            *(link.info.run_id, queue.fresh_epoch, *self._limits),
+        ]
+        for message in queue.batch:
+            arguments += message[:3]
+        link.call(functools.partial(self._replied, queue, queue.batch, self._loop.time()), *arguments)
+
+    def _replied(self, queue: RoomQueue, batch: list[Waiting], sent: float, reply: Any) -> None:
+        if queue.batch is not batch:
+            return  # it was given up, and its senders know that the outcome is unknown
+        if isinstance(reply, hiredis.ReplyError):
+            self._retry_after_error(queue, batch, reply)
+            return
+        if isinstance(reply, Exception):
+            return  # the connection is gone; the batch goes first on the next one
+        if self.on_publish_seconds is not None:
+            self.on_publish_seconds(self._loop.time() - sent)
+        queue.batch = []
+        self._count -= len(batch)
+        epoch = reply[0].decode("ascii")
+        self._send(queue)
+        for message, seq in zip(batch, reply[2:], strict=True):
+            status = "stored" if seq > 0 else "repeat" if seq < 0 else "id_reused"
+            _answer(message, Outcome(status, epoch, abs(seq)))
+
+    def _retry_after_error(self, queue: RoomQueue, batch: list[Waiting], error: Exception) -> None:
+        log.warning("the store refused a batch of %d messages: %s", len(batch), error)
+        if str(error).startswith("NOSCRIPT") and self._link is not None:
+            self._link.call(_ignore, "SCRIPT", "LOAD", PUBLISH.source)
+
+        def again() -> None:
+            if queue.batch is batch:
+                self._send(queue)
+
+        self._loop.call_later(ERROR_RETRY_SECONDS, again)
+
+    def _sweep(self) -> None:
+        """Give up what has waited too long, and forget the rooms that are quiet."""
+        now = self._loop.time()
+        for room, queue in tuple(self._queues.items()):
+            if queue.batch and queue.batch[0].deadline <= now:
+                late, queue.batch = queue.batch, []
+                self._count -= len(late)
+                self._fail(late)
+            late = [message for message in queue.waiting if message.deadline <= now]
+            if late:
+                queue.waiting = queue.waiting[len(late) :]  # in the order of their deadlines
+                self._count -= len(late)
+                self._fail(late)
+            if not queue.batch and not queue.scheduled:
+                if queue.waiting:
+                    self._send(queue)
+                else:
+                    del self._queues[room]
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _fail(self, messages: list[Waiting]) -> None:
+        for message in messages:
+            _answer(message, UNAVAILABLE)
+
+    # Everything else -------------------------------------------------------------------------------
+
+    def find_repeat(
+        self, room: str, user_id: str, message_id: str, text: str, reply: Callable[[Outcome], None]
+    ) -> None:
+        """Look up one message; see ``Broker.find_repeat``."""
+        link = self._link
+        if link is None or not self.ready or link.waiting >= self._settings.publish_queue:
+            raise Unavailable("the store cannot be reached")
+        keys = self._keys_of(room)
+
+        def found(answer: Any) -> None:
+            if isinstance(answer, Exception):
+                reply(UNAVAILABLE)
+            elif answer[1] < 0:
+                reply(Outcome("unknown", "", 0))
+            else:
+                status = "repeat" if answer[1] else "id_reused"
+                reply(Outcome(status, answer[0].decode("ascii"), answer[1]))
+
+        link.call(
+            found,
+            *("EVALSHA", FIND.digest, 3, keys.meta, keys.repeats, keys.former),
+            *(f"{user_id} {message_id}", fingerprint_of(text)),
+        )
+
+    def publish_raw(self, channel: bytes, payload: bytes) -> None:
+        """Publish without storing; dropped when the store is away or has much to do."""
+        link = self._link
+        if link is not None and self.ready and link.waiting < MAX_EPHEMERAL:
+            link.call(_ignore, b"PUBLISH", channel, payload)
+
+
+UNAVAILABLE = Outcome("unavailable", "", 0)
+
+
+def _ignore(_reply: Any) -> None:
+    """For commands whose reply says nothing."""
+
+
+def _answer(message: Waiting, outcome: Outcome) -> None:
+    try:
+        message.reply(outcome)
+    except Exception:
+        log.exception("the handler of a message's outcome failed")
+
+
+def _next_batch(waiting: list[Waiting]) -> list[Waiting]:
+    """Take the oldest messages out of ``waiting``, as many as one script may store."""
+    size = count = 0
+    for message in waiting[:BATCH_MESSAGES]:
+        size += len(message.body)
+        if count and size > BATCH_BYTES:
+            break
+        count += 1
+    batch = waiting[:count]
+    del waiting[:count]
+    return batch

@@ -1,0 +1,270 @@
+"""One pipelined connection to the store: commands out, replies back in their order.
+
+The two hot connections of a worker (``publisher`` and ``subscriber``) are such links: a command costs
+one deque entry and no Future, and everything written in one turn of the loop leaves in one
+``send()``. RESP is read and written by hiredis; addresses are read by redis-py. Everything that is
+not hot goes through redis-py itself (``Broker.redis``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import hiredis
+from redis.connection import parse_url
+
+from tornadochat.errors import StartError, StoreRefused, Unavailable
+
+log = logging.getLogger("tornadochat")
+
+Reply = Callable[[Any], None]
+CONNECT_SECONDS = 5.0
+# A dead connection is silent, so it is asked every 2 s and made anew after 5 s without an answer.
+PING_SECONDS = 2.0
+SILENCE_SECONDS = 5.0
+# Pauses between tries to connect: quick at first, since a restarted store is back within a second.
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 1.0
+MIN_VERSION = (7, 0)
+
+
+class Address(NamedTuple):
+    """Where a store is, and how to get in."""
+
+    host: str
+    port: int
+    path: str  # of a unix socket; empty for TCP
+    username: str
+    password: str
+    database: int
+    tls: ssl.SSLContext | None
+
+    @property
+    def shown(self) -> str:
+        """The address without its password, for logs."""
+        where = self.path or f"{self.host}:{self.port}"
+        return f"{'unix' if self.path else 'rediss' if self.tls else 'redis'}://{where}"
+
+
+class ServerInfo(NamedTuple):
+    """What a server says of itself."""
+
+    run_id: str
+    version: str
+    policy: str
+
+
+def parse_address(url: str) -> Address:
+    """Read a ``redis://``, ``rediss://`` or ``unix://`` URL.
+
+    Raises:
+        StartError: It is none of these, or names files that cannot be read.
+    """
+    try:
+        found = parse_url(url)
+    except ValueError as error:
+        raise StartError(f"--redis {url!r} cannot be read: {error}") from None
+    context = None
+    if url.startswith("rediss://"):
+        context = _tls_context(found)
+    try:
+        return Address(
+            str(found.get("host", "127.0.0.1")),
+            int(found.get("port", 6379)),
+            str(found.get("path", "")),
+            str(found.get("username", "") or ""),
+            str(found.get("password", "") or ""),
+            int(found.get("db", 0) or 0),
+            context,
+        )
+    except ValueError as error:
+        raise StartError(f"--redis {url!r} cannot be read: {error}") from None
+
+
+def _tls_context(found: Any) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=found.get("ssl_ca_certs"))
+        if found.get("ssl_certfile"):
+            context.load_cert_chain(found["ssl_certfile"], found.get("ssl_keyfile"))
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"--redis: the certificates named in the address cannot be read: {error}") from None
+    if str(found.get("ssl_check_hostname", "true")).lower() in ("false", "no", "0"):
+        context.check_hostname = False
+    if str(found.get("ssl_cert_reqs", "required")).lower() in ("none", "cert_none"):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def read_info(text: bytes | str) -> ServerInfo:
+    """The reply to INFO.
+
+    Raises:
+        StoreRefused: The server must not be used; the message says what to change.
+    """
+    lines = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text).splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+    version = fields.get("valkey_version") or fields.get("redis_version", "0")
+    policy = fields.get("maxmemory_policy", "noeviction")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers < MIN_VERSION:
+        raise StoreRefused(f"the store is version {version}; tornadochat needs Redis 7.0 or Valkey, or newer")
+    if policy != "noeviction":
+        raise StoreRefused(
+            f"the store may evict keys (maxmemory-policy {policy}), which would lose messages; "
+            "set maxmemory-policy to noeviction"
+        )
+    return ServerInfo(fields.get("run_id", ""), version, policy)
+
+
+class Link(asyncio.Protocol):
+    """A connection that is made, and after a loss left to its owner to be made anew.
+
+    Args:
+        address: Of the store.
+        on_lost: Called once when the connection is gone; commands without a reply are dropped.
+        on_push: Takes all replies of one read that answer no command (pub/sub messages).
+    """
+
+    def __init__(
+        self, address: Address, on_lost: Callable[[], None], on_push: Callable[[list[Any]], None] | None = None
+    ) -> None:
+        self.address = address
+        self.info: ServerInfo | None = None
+        self.connected = False
+        self._on_lost = on_lost
+        self._on_push = on_push
+        self._reader = hiredis.Reader(notEnoughData=NOTHING)
+        self._replies: deque[Reply] = deque()
+        self._out: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self._heard = 0.0
+        self._loop = asyncio.get_running_loop()
+
+    async def connect(self) -> ServerInfo:
+        """Connect, log in, and learn who the server is.
+
+        Raises:
+            Unavailable: It cannot be reached, or does not let us in.
+            StoreRefused: It must not be used.
+        """
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._open()
+                return await self._greet()
+        except (OSError, TimeoutError, hiredis.HiredisError) as error:
+            self.abort()
+            raise Unavailable(str(error) or type(error).__name__) from None
+        except StoreRefused:
+            self.abort()
+            raise
+
+    async def _open(self) -> None:
+        address = self.address
+        if address.path:
+            await self._loop.create_unix_connection(lambda: self, address.path)
+        else:
+            await self._loop.create_connection(lambda: self, address.host, address.port, ssl=address.tls)
+
+    async def _greet(self) -> ServerInfo:
+        address = self.address
+        if address.password:
+            credentials = (address.username, address.password) if address.username else (address.password,)
+            await self.ask("AUTH", *credentials)
+        if address.database:
+            await self.ask("SELECT", address.database)
+        self.info = read_info(await self.ask("INFO"))
+        return self.info
+
+    async def ask(self, *command: Any) -> Any:
+        """Send one command and wait for its reply.
+
+        Raises:
+            Unavailable: The connection was lost, or the server answered with an error.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.call(lambda reply: future.done() or future.set_result(reply), *command)
+        reply = await future
+        if isinstance(reply, Exception):
+            raise Unavailable(str(reply)) from None
+        return reply
+
+    def call(self, reply: Reply, *command: Any) -> None:
+        """Send one command; ``reply`` gets its answer, an exception object where it failed."""
+        self._replies.append(reply)
+        self.write(hiredis.pack_command(command))
+
+    def write(self, data: bytes) -> None:
+        """Send bytes with everything else that is written in this turn of the loop."""
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None:
+            self._transport.write(b"".join(out) if len(out) > 1 else out[0])
+
+    @property
+    def waiting(self) -> int:
+        """Commands whose reply has not come yet."""
+        return len(self._replies)
+
+    def check_life(self, now: float) -> None:
+        """End a connection that has been silent for too long; called every ``PING_SECONDS``."""
+        if self.connected and now - self._heard > SILENCE_SECONDS:
+            log.warning("the store at %s has been silent for %.0f s", self.address.shown, now - self._heard)
+            self.abort()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio.Protocol ------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See ``asyncio.Protocol``."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.connected = True
+        self._heard = self._loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        """Hand each reply to the command it answers, and what was pushed on in one call."""
+        self._heard = self._loop.time()
+        self._reader.feed(data)
+        pushed: list[Any] = []
+        try:
+            while (reply := self._reader.gets()) is not NOTHING:
+                if self._on_push is not None and type(reply) is list and reply and reply[0] in PUSHED:
+                    pushed.append(reply)
+                elif self._replies:
+                    self._replies.popleft()(reply)
+        except hiredis.ProtocolError:
+            log.exception("the store at %s does not speak RESP", self.address.shown)
+            self.abort()
+        if pushed and self._on_push is not None:
+            self._on_push(pushed)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Tell everyone who waits for a reply, then the owner."""
+        self.connected = False
+        self._transport = None
+        replies, self._replies = self._replies, deque()
+        lost = Unavailable(str(error) if error else "the connection to the store was lost")
+        for reply in replies:
+            reply(lost)
+        self._on_lost()
+
+
+class _Nothing:
+    """Stands for "no whole reply yet"; a store's reply may be None or False."""
+
+
+NOTHING = _Nothing()
+PUSHED = frozenset((b"message", b"subscribe", b"unsubscribe", b"smessage", b"ssubscribe", b"sunsubscribe", b"pong"))

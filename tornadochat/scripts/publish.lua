@@ -1,0 +1,108 @@
+-- Number, store and publish a batch of one room, in one step.
+--
+-- KEYS  1 meta (hash)  2 log (stream)  3, 4 repeats, current and previous (hashes)
+--       5 channel (not a key; named here so that a cluster checks its slot)
+-- ARGV  1 run id of the server as this connection learned it   2 a fresh random epoch
+--       3 events the log keeps at least   4 seconds it keeps at least   5 bytes it keeps at most
+--       6 seconds before everything expires   7 seconds after which the repeats rotate
+--       8 entries after which they rotate   9 S to publish to a shard's channel, P otherwise
+--       then for each message: user and id (one string), fingerprint of its text, body
+--
+-- Returns {epoch, seq of the newest event, then for each message its seq: positive where it was stored
+-- now, negative where an earlier try stored it, 0 where its id belongs to another text}.
+-- Everything is validated before anything is written, and what is written is always published.
+
+local meta, log, repeats, former, channel = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local run_id, fresh_epoch = ARGV[1], ARGV[2]
+local keep, keep_seconds, keep_bytes = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local life, rotate_seconds, rotate_entries = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local first = 10
+
+if (#ARGV - first + 1) % 3 ~= 0 or #ARGV < first then
+  return redis.error_reply('ERR a batch is user and id, fingerprint and body of each message')
+end
+for i = first, #ARGV, 3 do
+  if ARGV[i + 2]:sub(1, 1) ~= '{' or #ARGV[i + 2] < 3 then
+    return redis.error_reply('ERR a body is a JSON object with at least one member')
+  end
+end
+
+local now = redis.call('TIME')
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local found = redis.call('HMGET', meta, 'epoch', 'seq', 'run', 'ends', 'rotated', 'bytes')
+local epoch, seq, ends = found[1], tonumber(found[2]) or 0, found[4] or ''
+local rotated, bytes = tonumber(found[5]) or 0, tonumber(found[6]) or 0
+
+if not epoch then
+  -- Should only the log have survived, its numbers are not given out again.
+  local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  if newest then seq = tonumber(newest[1]:match('^%d+')) end
+elseif found[3] ~= run_id then
+  -- Another server than the one this room was written under: acknowledged events may be lost, so
+  -- their numbers are not given out again under the old epoch. The last eight ends are kept.
+  ends = epoch .. ':' .. string.format('%.0f', seq) .. ' ' .. ends
+  local kept = {}
+  for entry in ends:gmatch('%S+') do
+    if #kept < 8 then kept[#kept + 1] = entry end
+  end
+  ends = table.concat(kept, ' ')
+  epoch = fresh_epoch
+end
+epoch = epoch or fresh_epoch
+
+if now_ms - rotated >= rotate_seconds * 1000 or redis.call('HLEN', repeats) >= rotate_entries then
+  if redis.call('EXISTS', repeats) == 1 then
+    redis.call('RENAME', repeats, former)
+  else
+    redis.call('DEL', former)
+  end
+  rotated = now_ms
+end
+
+local reply, bodies, added, first_seq = {epoch, 0}, {}, 0, seq + 1
+for i = first, #ARGV, 3 do
+  local who, fingerprint, body = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local known = redis.call('HGET', repeats, who) or redis.call('HGET', former, who)
+  if known then
+    local place, print = known:match('^(%d+):(.*)$')
+    reply[#reply + 1] = print == fingerprint and -tonumber(place) or 0
+  else
+    seq = seq + 1
+    redis.call('HSET', repeats, who, string.format('%.0f:', seq) .. fingerprint)
+    redis.call('XADD', log, string.format('%.0f-0', seq), 't', now_ms, 'b', body)
+    bodies[#bodies + 1] = struct.pack('>I4', #body) .. body
+    added = added + #body
+    reply[#reply + 1] = seq
+  end
+end
+reply[2] = seq
+
+local count = #bodies
+if count > 0 then
+  redis.call(ARGV[9] == 'S' and 'SPUBLISH' or 'PUBLISH', channel,
+    'E' .. epoch .. struct.pack('>I8', first_seq) .. struct.pack('>I4', count) .. table.concat(bodies))
+  bytes = bytes + added
+  local held = redis.call('XLEN', log)
+  if held > keep + 100 then
+    -- Trim what is both beyond the count and older than the age; and, above the bytes, by count alone.
+    local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+    if now_ms - tonumber(oldest[2][2]) > keep_seconds * 1000 then
+      redis.call('XTRIM', log, 'MAXLEN', '~', keep)
+    end
+  end
+  local average = bytes / math.max(1, held)
+  if bytes > keep_bytes then
+    redis.call('XTRIM', log, 'MAXLEN', '~', math.max(1, math.floor(keep_bytes / average * 0.9)))
+  end
+  local left = redis.call('XLEN', log)
+  if left < held then bytes = math.floor(average * left) end
+end
+
+redis.call('HSET', meta, 'epoch', epoch, 'seq', string.format('%.0f', seq), 'run', run_id,
+  'ends', ends, 'rotated', string.format('%.0f', rotated), 'bytes', string.format('%.0f', bytes))
+-- The meta key outlives the log and the repeats, so that no seq is given out twice.
+redis.call('EXPIRE', meta, life * 2)
+redis.call('EXPIRE', log, life)
+redis.call('EXPIRE', repeats, math.min(life, rotate_seconds * 2))
+redis.call('EXPIRE', former, math.min(life, rotate_seconds * 2))
+return reply
