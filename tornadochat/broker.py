@@ -66,9 +66,9 @@ class Broker:
         settings: Bounds, times and the namespace.
         url: Address of the store.
         on_published: Takes ``(channel, payload)`` of everything that one read brought for rooms.
-        on_status: Called with False when the store is gone, True when it is back.
+        on_status: Called with False when the store is gone, with True when it is there and every
+            subscription holds: what was published in between is in the rooms' logs alone.
         on_control: Takes one payload of the control channel.
-        on_resubscribed: Takes the rooms that may have missed something.
     """
 
     def __init__(
@@ -79,7 +79,6 @@ class Broker:
         on_published: Callable[[list[tuple[bytes, bytes]]], None],
         on_status: Callable[[bool], None],
         on_control: Callable[[bytes], None],
-        on_resubscribed: Callable[[list[str]], None],
     ) -> None:
         self.available = False
         self.settings = settings
@@ -103,7 +102,6 @@ class Broker:
             self._control,
             on_published=on_published,
             on_control=on_control,
-            on_resubscribed=on_resubscribed,
             on_change=self._changed,
         )
 
@@ -202,7 +200,7 @@ class Broker:
         Raises:
             Unavailable: Not confirmed within ``publish_seconds``.
         """
-        await self._subscriber.subscribe(room, self.channel_of(room), self.settings.publish_seconds)
+        await self._subscriber.subscribe(self.channel_of(room), self.settings.publish_seconds)
 
     def unsubscribe(self, room: str, grace: float | None = None) -> None:
         """Stop listening to a room after ``grace`` seconds (default: the setting), unless it is

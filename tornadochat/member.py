@@ -46,7 +46,7 @@ class Rules:
         clock: Wall clock in seconds, for the stamp of messages.
         now: Monotonic seconds, for the rates.
         max_rooms: Rooms of one member, 0 for no limit.
-        default_history: Events that a join gets which does not say how many.
+        stored: Messages of members that were stored so far, for the metrics.
     """
 
     room: Callable[[str], Room]
@@ -59,8 +59,9 @@ class Rules:
     who: Callable[[Member, Who], None]
     clock: Callable[[], float]
     now: Callable[[], float]
-    limits: Any
+    limits: protocol.Limits
     max_rooms: int
+    stored: int
 
 
 class Rates:
@@ -164,16 +165,12 @@ class Member:
     def join_failed(self, room: Room) -> None:
         """The store stayed away while ``room`` was to be read."""
         self._exit(room, by_hand=False)
-        self.connection.send_text(
-            protocol.error(
-                ProtocolError(
-                    "unavailable",
-                    "The room cannot be read just now; join again in a moment.",
-                    room=room.name,
-                    retry_after_ms=2000,
-                )
-            )
-        )
+        self.unavailable(room.name, "The room cannot be read just now; join again in a moment.")
+
+    def unavailable(self, room: str, message: str) -> None:
+        """Something that was asked of this room needs the store, and the store is away."""
+        problem = ProtocolError("unavailable", message, room=room, retry_after_ms=2000)
+        self.connection.send_text(protocol.error(problem))
 
     def _leave(self, command: Leave) -> None:
         room = self._member_of(command.room)
@@ -233,6 +230,7 @@ class Member:
 
     def _sent(self, command: Send, outcome: Outcome) -> None:
         """The store has answered. A fresh message is confirmed by the member's own copy."""
+        self._rules.stored += outcome.status == "stored"
         if self.connection.closed:
             return
         if outcome.status == "stored":

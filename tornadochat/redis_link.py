@@ -12,7 +12,7 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import hiredis
@@ -100,16 +100,20 @@ def _tls_context(found: Any) -> ssl.SSLContext:
     return context
 
 
-def read_info(text: bytes | str) -> ServerInfo:
-    """The reply to INFO.
+def read_info(text: bytes) -> ServerInfo:
+    """The reply to INFO, see ``check_info``."""
+    lines = text.decode("utf-8", "replace").splitlines()
+    return check_info(dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#")))
+
+
+def check_info(fields: Mapping[str, Any]) -> ServerInfo:
+    """What a server says of itself, by the names that INFO has.
 
     Raises:
         StoreRefused: The server must not be used; the message says what to change.
     """
-    lines = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text).splitlines()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
-    version = fields.get("valkey_version") or fields.get("redis_version", "0")
-    policy = fields.get("maxmemory_policy", "noeviction")
+    version = str(fields.get("valkey_version") or fields.get("redis_version", "0"))
+    policy = str(fields.get("maxmemory_policy", "noeviction"))
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers < MIN_VERSION:
         raise StoreRefused(f"the store is version {version}; tornadochat needs Redis 7.0 or Valkey, or newer")
@@ -118,7 +122,7 @@ def read_info(text: bytes | str) -> ServerInfo:
             f"the store may evict keys (maxmemory-policy {policy}), which would lose messages; "
             "set maxmemory-policy to noeviction"
         )
-    return ServerInfo(fields.get("run_id", ""), version, policy)
+    return ServerInfo(str(fields.get("run_id", "")), version, policy)
 
 
 class Link(asyncio.Protocol):

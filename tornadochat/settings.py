@@ -21,9 +21,12 @@ def default_data_dir() -> Path:
     return Path(base) / "tornadochat"
 
 
-def option(default: Any, text: str, group: str) -> Any:
-    """A dataclass field that ``cli`` turns into ``--name`` and ``TORNADOCHAT_NAME``."""
-    metadata = {"help": text, "group": group}
+def option(default: Any, text: str, group: str, flag: str = "") -> Any:
+    """A dataclass field that ``cli`` turns into ``--name`` and ``TORNADOCHAT_NAME``.
+
+    ``flag`` is the name there where it is not the field's; units then stand in the help text.
+    """
+    metadata = {"help": text, "group": group, "flag": flag}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     if callable(default):
@@ -62,7 +65,7 @@ class Settings:
     history_seconds: int = option(120, "age in seconds that a room's log keeps at least", "store")
     # A busy room's two minutes may be long; a log beyond this is a Redis that runs out of memory.
     history_bytes: int = option(16 * MIB, "bytes of one room's log, at most", "store")
-    history_ttl_seconds: int = option(7 * 86400, "life of a room's log after the last member left", "store")
+    history_ttl_seconds: int = option(7 * 86400, "seconds that a room's log lives after its last member left", "store", "history_ttl")
     repeat_window_seconds: int = option(600, "a repeated send is recognised for at least half of this", "store")
     # Rotated earlier above this, so that a flooded room cannot fill the store with ids.
     repeat_entries: int = option(100_000, "ids remembered for each room, at most", "store")
@@ -109,18 +112,18 @@ class Settings:
     # ping_seconds + pong_seconds stays below 60: a vanished peer is noticed within a minute.
     pong_seconds: float = option(20.0, "silence after a ping that ends the connection", "time-outs")
     close_seconds: float = option(5.0, "wait for the peer's close frame", "time-outs")
-    stuck_seconds: float = option(30.0, "time that a member may leave its socket full", "time-outs")
+    stuck_seconds: float = option(30.0, "time that a member may leave its socket full", "time-outs", "stuck_timeout")
     publish_seconds: float = option(5.0, "time that a send waits for the store", "time-outs")
 
     # The hot path.
-    batch_window_ms: float = option(10.0, "a busy room writes once in this time; 0 writes every batch at once", "tuning")
-    max_backlog_bytes: int = option(1 * MIB, "unsent room events of one member", "tuning")
+    batch_window_ms: float = option(10.0, "milliseconds in which a busy room writes once; 0 writes every batch at once", "tuning", "batch_window")
+    max_backlog_bytes: int = option(1 * MIB, "bytes of unsent room events of one member", "tuning", "max_backlog")
     # Answers and control frames are not dropped; a member that asks faster than it reads ends with 1013.
-    max_answer_bytes: int = option(256 * KIB, "unsent answers of one member", "tuning")
-    replay_bytes: int = option(256 * KIB, "history in flight to one member", "tuning")
-    ring_bytes: int = option(128 * KIB, "recent events kept in each worker for each of its rooms", "tuning")
+    max_answer_bytes: int = option(256 * KIB, "bytes of unsent answers of one member", "tuning")
+    replay_bytes: int = option(256 * KIB, "bytes of history in flight to one member", "tuning")
+    ring_bytes: int = option(128 * KIB, "bytes of recent events that a worker keeps of each of its rooms", "tuning")
     # Eight rings of a busy server's hundred hottest rooms; beyond it the quietest rooms read the log again.
-    ring_total_bytes: int = option(64 * MIB, "recent events kept in each worker for all rooms", "tuning")
+    ring_total_bytes: int = option(64 * MIB, "bytes of recent events that a worker keeps of all rooms", "tuning")
     # A message waits in memory while the store is away; 5 s of a busy worker's sends fit in this.
     publish_queue: int = option(20_000, "messages of one worker that wait for the store", "tuning")
     subscription_grace_seconds: float = option(10.0, "a room stays subscribed this long after its last member left", "tuning")
@@ -144,3 +147,8 @@ DEFAULT_RATES: dict[str, float] = {
 }
 
 OPTION_FIELDS = fields(Settings)
+
+
+def flag_of(name: str) -> str:
+    """Name of a field's option on the command line, with underscores."""
+    return Settings.__dataclass_fields__[name].metadata["flag"] or name

@@ -30,10 +30,9 @@ SUBSCRIBE_BATCH = 512
 class Subscription:
     """What is known of one channel."""
 
-    __slots__ = ("confirmed", "leaving", "room", "waiting")
+    __slots__ = ("confirmed", "leaving", "waiting")
 
-    def __init__(self, room: str) -> None:
-        self.room = room
+    def __init__(self) -> None:
         self.confirmed = False
         self.waiting: list[asyncio.Future[None]] = []
         self.leaving: asyncio.TimerHandle | None = None
@@ -47,7 +46,6 @@ class Subscriber:
         control: Channel that is always subscribed; its payloads go to ``on_control``.
         on_published: Takes ``(channel, payload)`` of all rooms' payloads of one read.
         on_control: Takes one payload of the control channel.
-        on_resubscribed: Takes the rooms whose subscription was interrupted and holds again.
         on_change: Called when ``ready`` has changed.
     """
 
@@ -58,20 +56,18 @@ class Subscriber:
         *,
         on_published: Callable[[list[tuple[bytes, bytes]]], None],
         on_control: Callable[[bytes], None],
-        on_resubscribed: Callable[[list[str]], None],
         on_change: Callable[[], None],
     ) -> None:
         self.ready = False
         self._address = address
         self._control = control
         self._on_published, self._on_control = on_published, on_control
-        self._on_resubscribed, self._on_change = on_resubscribed, on_change
+        self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
         self._channels: dict[bytes, Subscription] = {}
         self._asked: list[bytes] = []  # to be subscribed with the next batch
         self._unconfirmed: set[bytes] = set()  # after a re-made connection
-        self._interrupted: list[str] = []
         self._task: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
 
@@ -88,7 +84,7 @@ class Subscriber:
         for subscription in self._channels.values():
             self._settle(subscription, Unavailable("the worker is ending"))
 
-    async def subscribe(self, room: str, channel: bytes, seconds: float) -> None:
+    async def subscribe(self, channel: bytes, seconds: float) -> None:
         """Wait until a channel is subscribed; a pending ``unsubscribe`` of it is cancelled.
 
         Raises:
@@ -96,7 +92,7 @@ class Subscriber:
         """
         subscription = self._channels.get(channel)
         if subscription is None:
-            subscription = self._channels[channel] = Subscription(room)
+            subscription = self._channels[channel] = Subscription()
             self._ask(channel)
         elif subscription.leaving is not None:
             subscription.leaving.cancel()
@@ -174,9 +170,7 @@ class Subscriber:
     def _on_lost(self) -> None:
         self._lost.set()
         for subscription in self._channels.values():
-            if subscription.confirmed:
-                subscription.confirmed = False
-                self._interrupted.append(subscription.room)
+            subscription.confirmed = False
         self._set_ready(False)
 
     def _set_ready(self, ready: bool) -> None:
@@ -207,9 +201,6 @@ class Subscriber:
             self._unconfirmed.discard(channel)
             if not self._unconfirmed:
                 self._set_ready(True)
-                interrupted, self._interrupted = self._interrupted, []
-                if interrupted:
-                    self._on_resubscribed(interrupted)
 
     def _settle(self, subscription: Subscription, error: Exception | None) -> None:
         waiting, subscription.waiting = subscription.waiting, []

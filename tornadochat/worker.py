@@ -8,7 +8,6 @@ the pure middle (``member``, ``room``, ``hub``) meets sockets and the store.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import random
 import secrets
@@ -22,22 +21,28 @@ from typing import TYPE_CHECKING, Any
 
 import ujson
 
-from tornadochat import gateway, protocol
-from tornadochat._reactor import Reactor
+from tornadochat import protocol
 from tornadochat.auth import Authenticator, load_secret
 from tornadochat.broker import Broker
 from tornadochat.errors import StoreError
+from tornadochat.gateway import make_gateway
 from tornadochat.hub import Hub
 from tornadochat.limits import TokenBucket, resolve
 from tornadochat.member import Member, Rates, Rules
 from tornadochat.metrics import Metrics
 from tornadochat.presence import Presence
+from tornadochat.processes import raise_file_limit
 from tornadochat.room import PAGE_EVENTS, Page, Room
 from tornadochat.stream_transport import Limits, StreamTransport
 
+try:
+    from tornadochat._reactor import Reactor
+except ImportError:  # systems without epoll: everybody talks through streams
+    Reactor = None  # type: ignore[assignment, misc]
+
 if TYPE_CHECKING:
     from tornadochat.gateway import Upgraded
-    from tornadochat.protocol import User, Who
+    from tornadochat.protocol import Who
     from tornadochat.settings import Settings
 
 log = logging.getLogger("tornadochat")
@@ -50,6 +55,8 @@ HEAD_BATCH = 512
 # Members told and closed at a time while draining, so that the loop stays free in between.
 DRAIN_STEPS = 50
 EPOLL, STREAM = 0, 1  # places in Room.channels
+# Descriptors of a worker that are not members: the loop, the store, files, requests under way.
+RESERVED_FILES = 100
 
 
 def run(
@@ -58,7 +65,7 @@ def run(
     sock: socket.socket,
     store_url: str,
     metrics_dir: Path,
-    ready: Callable[[], None],
+    ready: Callable[[str], object],
     generation: int,
 ) -> int:
     """Serve one slot until SIGTERM; the entry point of a forked process.
@@ -69,13 +76,17 @@ def run(
         sock: Listening socket, bound by the parent.
         store_url: Address of the store, embedded or the user's.
         metrics_dir: Folder of the metrics that all workers share.
-        ready: Called once connections are accepted.
+        ready: Called once connections are accepted, with how many members there is room for.
         generation: How many workers this slot had before.
 
     Returns:
         Exit status: 0 after a drain.
     """
-    return asyncio.run(Worker(settings, slot, store_url, metrics_dir, generation).serve(sock, ready))
+
+    async def serve() -> int:
+        return await Worker(settings, slot, store_url, metrics_dir, generation).serve(sock, ready)
+
+    return asyncio.run(serve())
 
 
 class Worker:
@@ -87,10 +98,12 @@ class Worker:
         self.settings = settings
         self.slot = slot
         self.draining = False
+        self.plain_sockets = Reactor is not None
+        self.capacity = settings.max_connections or max(1, raise_file_limit() - RESERVED_FILES)
         self.authenticator: Authenticator | None = None
         self.worker_id = f"{slot}-{secrets.token_hex(6)}"
         self.members: set[Member] = set()
-        self.loop = asyncio.get_event_loop()
+        self.loop = asyncio.get_running_loop()
         self.metrics = Metrics(metrics_dir, slot, generation)
         self.broker = Broker(
             settings,
@@ -98,7 +111,6 @@ class Worker:
             on_published=self._on_published,
             on_status=self._on_status,
             on_control=self._on_control,
-            on_resubscribed=self._on_resubscribed,
         )
         self.presence = Presence(self.broker, self.worker_id, settings, self._tell)
         callbacks: dict[str, Any] = {
@@ -108,17 +120,21 @@ class Worker:
             "on_gap": Member.gapped,
         }
         limits = transport_limits(settings)
-        self.reactor = Reactor(**callbacks, **limits._asdict())
         self.streams = StreamTransport(limits, **callbacks)
+        self.reactor: Any = self.streams
+        if self.plain_sockets:
+            self.reactor = Reactor(**callbacks, **limits._asdict())
+        self.transports: list[Any] = [self.reactor, self.streams]
+        self.gateway = make_gateway(self)
         self.hub = Hub(
             settings,
-            [self.reactor, self.streams],
+            self.transports,
             channel_of=self.broker.channel_of,
             now=time.monotonic,
             schedule=self.loop.call_later,
             sync=self._sync,
             fetch=self._fetch,
-            close_room=functools.partial(self.broker.unsubscribe, grace=0),
+            close_room=self._close_room,
             people=self.presence.people,
             on_presence=self.presence.on_peer,
         )
@@ -135,26 +151,30 @@ class Worker:
             now=time.monotonic,
             limits=protocol.Limits.of(settings),
             max_rooms=settings.max_rooms_per_member,
+            stored=0,
         )
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unjoined: deque[tuple[float, Member]] = deque()  # oldest first: all wait equally long
         self._poll_queued = False
+        self._ticked = time.monotonic()
+        self._counted_events = self._counted_messages = 0
 
     # Life ----------------------------------------------------------------------------------------
 
-    async def serve(self, sock: socket.socket, ready: Callable[[], None]) -> int:
+    async def serve(self, sock: socket.socket, ready: Callable[[str], object]) -> int:
         """Run until drained."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self._stopped.set)
-        self.loop.add_reader(self.reactor.fileno(), self._poll)
-        self.reactor.on_work_left = self._poll_soon
-        server = gateway.make_server(self)
+        self.loop.add_signal_handler(signal.SIGTERM, self._stopped.set)
+        if self.plain_sockets:
+            self.loop.add_reader(self.reactor.fileno(), self._poll)
+            self.reactor.on_work_left = self._poll_soon
+        server = self.gateway.server()
+        self.broker.on_publish_seconds = self.metrics.publish_seconds.observe
         await self.broker.start()
         self._spawn(self._load_secret())
-        self._spawn(self.presence.start())
+        self.presence.start()
         server.add_socket(sock)
-        ready()
+        ready(str(self.capacity))
         for duty, seconds in ((self._tick, TICK_SECONDS), (self._check_heads, HEAD_CHECK_SECONDS)):
             self._spawn(self._repeat(duty, seconds))
         await self._stopped.wait()
@@ -182,9 +202,8 @@ class Worker:
             task.cancel()
         await self.presence.stop()
         await self.broker.close()
-        self.streams.close()
-        self.reactor.close()
-        self.metrics.close()
+        for transport in self.transports:
+            transport.close()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -214,8 +233,17 @@ class Worker:
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 2.0)
             else:
-                self.authenticator = Authenticator(self.settings, secret)
+                authenticator = Authenticator(self.settings, secret)
+                await self._load_ended(authenticator)
+                self.authenticator = authenticator
                 return
+
+    async def _load_ended(self, authenticator: Authenticator) -> None:
+        """Sessions that were ended while this worker did not listen stay ended."""
+        try:
+            await authenticator.load_ended(self.broker.redis)
+        except StoreError as error:
+            log.debug("ended sessions are read when the store is back: %s", error)
 
     # What the gateway asks and brings --------------------------------------------------------------
 
@@ -225,7 +253,7 @@ class Worker:
 
     def full(self) -> bool:
         """Whether there is no file descriptor left for one more member."""
-        return len(self.members) >= self.metrics.capacity
+        return len(self.members) >= self.capacity
 
     def adopt(self, upgraded: Upgraded) -> None:
         """Take over a socket whose handshake is answered."""
@@ -274,7 +302,7 @@ class Worker:
     def _on_closed(self, member: Member, code: int, reason: str) -> None:
         self.members.discard(member)
         member.closed()
-        gateway.release(self, member.address)
+        self.gateway.release(member.address)
 
     # What the broker reports -----------------------------------------------------------------------
 
@@ -285,23 +313,23 @@ class Worker:
         event = protocol.status("up" if up else "down")
         for member in tuple(self.members):
             member.connection.send_text(event)
-
-    def _on_resubscribed(self, rooms: list[str]) -> None:
-        for name in rooms:
-            room = self.hub.rooms.get(name)
-            if room is not None:
-                room.resync()
+        if up:
+            self._spawn(self._check_heads())
+            if self.authenticator is not None:
+                self._spawn(self._load_ended(self.authenticator))
 
     def _on_control(self, payload: bytes) -> None:
         try:
             order = ujson.loads(payload)
-            kind, user = order["kind"], order["user"]
+            kind, user, room, at = order["kind"], order["user"], order.get("room"), float(order.get("at", 0))
         except (ValueError, KeyError, TypeError):
             log.warning("malformed control message of %d bytes left out", len(payload))
             return
+        if kind == "end" and self.authenticator is not None:
+            self.authenticator.end(user, at)
         for member in [member for member in self.members if member.user.id == user]:
             if kind == "kick":
-                member.removed(order["room"])
+                member.removed(room)
             elif kind == "end":
                 member.connection.send_text(protocol.bye("session_ended", 0))
                 member.connection.close(1008, "the session was ended")
@@ -314,6 +342,7 @@ class Worker:
     async def _sync_room(self, room: Room, start_seq: int) -> None:
         try:
             await self.broker.subscribe(room.name)
+            await self.presence.load(room.name)
             page = await self._read_page(room, start_seq)
         except StoreError as error:
             log.debug("room %r cannot be read: %s", room.name, error)
@@ -336,6 +365,10 @@ class Worker:
         found = await self.broker.read_log(room.name, start_seq, limit)
         return Page(found.epoch, found.head_seq, found.ends, found.first_seq, found.bodies)
 
+    def _close_room(self, name: str) -> None:
+        self.broker.unsubscribe(name, 0)  # the hub has waited for the grace period already
+        self.presence.forget(name)
+
     # Presence ----------------------------------------------------------------------------------------
 
     def _tell(self, name: str, event: bytes) -> None:
@@ -350,7 +383,7 @@ class Worker:
         try:
             users, people = await self.presence.who(command.room, command.offset, command.limit)
         except StoreError:
-            member.unavailable(command.room)
+            member.unavailable(command.room, "The list cannot be read just now; ask again in a moment.")
         else:
             member.connection.send_text(protocol.who(command.room, users, people, command.offset))
 
@@ -364,7 +397,7 @@ class Worker:
         self.presence.tick(now)
         self._end_unjoined(now)
         self._end_expired()
-        self.metrics.tick(self)
+        self._count(now)
 
     def _end_unjoined(self, now: float) -> None:
         while self._unjoined and self._unjoined[0][0] <= now:
@@ -377,7 +410,28 @@ class Worker:
         for member in [member for member in self.members if 0 < member.expires <= now]:
             member.connection.close(1008, "the session has expired; sign in again")
 
+    def _count(self, now: float) -> None:
+        metrics, hub = self.metrics, self.hub
+        metrics.loop_lag_seconds.observe(max(0.0, now - self._ticked - TICK_SECONDS))
+        self._ticked = now
+        metrics.count_transports(self.transports if self.plain_sockets else [self.streams])
+        metrics.rooms.set(len(hub.rooms))
+        metrics.store_up.set(self.broker.available)
+        metrics.events.inc(hub.events_delivered - self._counted_events)
+        self._counted_events = hub.events_delivered
+        metrics.messages.inc(self.rules.stored - self._counted_messages)
+        self._counted_messages = self.rules.stored
+        if self.plain_sockets:
+            metrics.longest_hold.set(self.reactor.longest_hold_us / 1e6)
+
     async def _check_heads(self) -> None:
+        """Compare what came by pub/sub with the logs; what is missing is read."""
+        try:
+            await self._compare_heads()
+        except StoreError as error:
+            log.debug("heads are compared later: %s", error)
+
+    async def _compare_heads(self) -> None:
         names = [name for name, room in self.hub.rooms.items() if room.epoch]
         for first in range(0, len(names), HEAD_BATCH):
             batch = names[first : first + HEAD_BATCH]

@@ -1,0 +1,314 @@
+"""The door: HTTP comes in, WebSockets are handed over.
+
+Before ``worker.adopt``. Tornado accepts and parses; ``/ws`` is answered here without a
+RequestHandler, since every member passes once; everything else goes to the handlers of ``api`` and
+``pages``. After the 101 no Tornado object is kept for a member on a plain socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import ssl
+import time
+from http.client import responses
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import parse_qs
+
+import tornado.web
+from tornado.http1connection import HTTP1Connection
+from tornado.httpserver import HTTPServer
+from tornado.httputil import (
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    HTTPServerRequest,
+    RequestStartLine,
+    ResponseStartLine,
+    parse_cookie,
+)
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.routing import Router
+
+from tornadochat import api, handshake, pages
+from tornadochat.auth import COOKIE, Authenticator, Identity, redacted
+from tornadochat.errors import HandshakeError, StartError
+from tornadochat.limits import AddressCounts, AddressRates
+
+if TYPE_CHECKING:
+    from tornadochat.broker import Broker
+    from tornadochat.metrics import Metrics
+    from tornadochat.presence import Presence
+    from tornadochat.settings import Settings
+
+log = logging.getLogger("tornadochat")
+
+PATH = "/ws"
+# RFC 9112 sets no limit; browsers with large cookies stay below this.
+MAX_HEADER_BYTES = 16 * 1024
+MAX_BODY_BYTES = 1024 * 1024
+# What a client may send behind its handshake before it has the answer: one message of the usual kind.
+MAX_EARLY_BYTES = 1024 * 1024
+RETRY_AFTER_SECONDS = 5
+
+
+class Upgraded(NamedTuple):
+    """A member whose handshake is answered.
+
+    Attributes:
+        fd: Descriptor of its plain socket, owned by the receiver; -1 where ``stream`` is given.
+        stream: Its TLS stream, owned by the receiver.
+        received: Bytes that came behind the handshake.
+        identity: Who it is.
+        address: Where it comes from, for ``Gateway.release``.
+    """
+
+    fd: int
+    stream: IOStream | None
+    received: bytes
+    identity: Identity
+    address: str
+
+
+class Services(Protocol):
+    """What the gateway and the API know of their worker."""
+
+    settings: Settings
+    slot: int
+    draining: bool
+    authenticator: Authenticator | None
+    broker: Broker
+    presence: Presence
+    metrics: Metrics
+    plain_sockets: bool  # whether the reactor takes plain sockets; else streams are handed over
+
+    def ready(self) -> bool:
+        """Whether people can be let in."""
+
+    def full(self) -> bool:
+        """Whether there is no room for one more member."""
+
+    def adopt(self, upgraded: Upgraded) -> None:
+        """Take a member over."""
+
+
+class Gateway(Router):
+    """Routes requests, and keeps count of what each address does."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        settings = services.settings
+        self.trusted = handshake.parse_networks(settings.trusted_proxies)
+        self.rates = AddressRates(settings, "handshakes_per_second")
+        self.counts = AddressCounts(settings)
+        self.application = tornado.web.Application(
+            [*api.routes(), *pages.routes()],
+            services=services,
+            gateway=self,
+            request_rates=AddressRates(settings, "api_requests_per_second"),
+            metrics_networks=handshake.parse_networks(settings.metrics_allow),
+            log_function=log_request,
+            default_handler_class=pages.NotFound,
+        )
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate | None:
+        """See ``tornado.routing.Router``."""
+        if request.path == PATH:
+            return Door(self, request)
+        return self.application.find_handler(request, **kwargs)
+
+    def server(self) -> HTTPServer:
+        """An HTTP server that is not listening yet.
+
+        Raises:
+            StartError: The certificate cannot be used.
+        """
+        settings = self.services.settings
+        return HTTPServer(
+            self,
+            ssl_options=tls_context(settings.certfile, settings.keyfile) if settings.tls else None,
+            idle_connection_timeout=settings.handshake_seconds,
+            body_timeout=settings.handshake_seconds,
+            max_header_size=MAX_HEADER_BYTES,
+            max_body_size=MAX_BODY_BYTES,
+        )
+
+    def client_of(self, request: HTTPServerRequest) -> handshake.Client:
+        """Where a request really comes from."""
+        peer = request.remote_ip or ""
+        return handshake.client_of(peer, request.protocol == "https", request.headers, self.trusted)
+
+    def release(self, address: str) -> None:
+        """A member from this address is gone."""
+        self.counts.remove(address)
+
+    def admit(self, request: HTTPServerRequest) -> tuple[handshake.Upgrade, Identity, str]:
+        """Check a handshake whole: form, room for one more, rates, and who it is.
+
+        Returns:
+            What to answer, who it is, and the address that ``release`` gets later.
+
+        Raises:
+            HandshakeError: It is refused; nothing is counted.
+        """
+        services, headers = self.services, request.headers
+        client = self.client_of(request)
+        upgrade = handshake.check_upgrade(
+            request.method or "",
+            request.version,
+            headers,
+            secure=client.secure,
+            allow_origin=services.settings.allow_origin,
+        )
+        if services.draining or services.full():
+            raise busy("This worker is full or ending; connect again in a moment.")
+        authenticator = services.authenticator
+        if authenticator is None:
+            raise busy("The store cannot be reached yet; connect again in a moment.")
+        wait = self.rates.take(client.address, time.monotonic())
+        if wait:
+            raise HandshakeError(
+                429, "Too many connections from this address; wait.", {"Retry-After": str(int(wait) + 1)}
+            )
+        query = parse_qs(request.query, keep_blank_values=True) if request.query else {}
+        identity = authenticator.authenticate(
+            cookie=cookie_of(headers),
+            token=query.get("token", [""])[-1] or None,
+            authorization=headers.get("Authorization"),
+            name=query["name"][-1] if "name" in query else None,
+        )
+        if not self.counts.add(client.address):
+            raise HandshakeError(
+                429,
+                "This address has too many connections; close one first.",
+                {"Retry-After": str(RETRY_AFTER_SECONDS)},
+            )
+        return upgrade, identity, client.address
+
+
+def make_gateway(services: Services) -> Gateway:
+    """The gateway of one worker."""
+    return Gateway(services)
+
+
+def busy(message: str) -> HandshakeError:
+    """503 with Retry-After."""
+    return HandshakeError(503, message, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+class Door(HTTPMessageDelegate):
+    """One handshake: refused with an HTTP answer, or upgraded and handed over."""
+
+    def __init__(self, gateway: Gateway, request: HTTPServerRequest) -> None:
+        self._gateway = gateway
+        self._request = request
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> None:
+        """See ``tornado.httputil.HTTPMessageDelegate``."""
+        connection = self._request.connection
+        assert isinstance(connection, HTTP1Connection)
+        metrics = self._gateway.services.metrics
+        try:
+            upgrade, identity, address = self._gateway.admit(self._request)
+        except HandshakeError as error:
+            metrics.refused.labels(error.status).inc()
+            log.debug("refused %s: %s", redacted(self._request.uri or ""), error)
+            refuse(connection, error)
+            return
+        metrics.handshakes.inc()
+        stream = connection.detach()
+        hand_over = functools.partial(self._hand_over, stream, identity, address)
+        try:
+            written = stream.write(handshake.response_bytes(upgrade))
+        except StreamClosedError:
+            self._gateway.release(address)
+            return
+        if written.done():
+            hand_over(written)
+        else:
+            written.add_done_callback(hand_over)
+
+    def _hand_over(
+        self, stream: IOStream, identity: Identity, address: str, written: asyncio.Future[None]
+    ) -> None:
+        services = self._gateway.services
+        if written.exception() is not None or stream.closed():
+            self._gateway.release(address)
+            return
+        if isinstance(stream, SSLIOStream) or not services.plain_sockets:
+            services.adopt(Upgraded(-1, stream, b"", identity, address))
+            return
+        # Whatever is in the stream's buffer or in the kernel's comes at once; a read that has to wait
+        # ends with the stream, and nothing is lost: the descriptor lives on.
+        early = stream.read_bytes(MAX_EARLY_BYTES, partial=True)
+        received = early.result() if early.done() and early.exception() is None else b""
+        if stream.closed():
+            self._gateway.release(address)
+            return
+        descriptor = os.dup(stream.fileno())
+        stream.close()
+        services.adopt(Upgraded(descriptor, None, received, identity, address))
+
+    def finish(self) -> None:
+        """See ``tornado.httputil.HTTPMessageDelegate``."""
+
+    def on_connection_close(self) -> None:
+        """See ``tornado.httputil.HTTPMessageDelegate``."""
+
+
+def refuse(connection: HTTP1Connection, error: HandshakeError) -> None:
+    """Answer a handshake with an HTTP status and end the connection."""
+    body = api.error_body(api.code_of(error.status), error.message)
+    headers = HTTPHeaders(error.headers)
+    headers["Content-Type"] = "application/json; charset=utf-8"
+    headers["Content-Length"] = str(len(body))
+    headers["Connection"] = "close"
+    reason = responses.get(error.status, "Refused")
+    stream = connection.stream
+    written = connection.write_headers(ResponseStartLine("HTTP/1.1", error.status, reason), headers, body)
+    connection.finish()
+
+    def close(future: asyncio.Future[None]) -> None:
+        if future.exception() is None and not stream.closed():
+            stream.close()
+
+    written.add_done_callback(close)
+
+
+def cookie_of(headers: HTTPHeaders) -> str | None:
+    """The session cookie, as it was sent."""
+    sent = headers.get("Cookie")
+    return parse_cookie(sent).get(COOKIE) if sent else None
+
+
+def tls_context(certfile: str, keyfile: str) -> ssl.SSLContext:
+    """The server's certificate.
+
+    Raises:
+        StartError: It cannot be used.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certfile, keyfile or None)
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"--certfile {certfile} with --keyfile {keyfile or '(none)'} cannot be used: {error}") from None
+    return context
+
+
+def log_request(handler: tornado.web.RequestHandler) -> None:
+    """One line for each request, tokens taken out."""
+    status = handler.get_status()
+    level = logging.DEBUG if status < 400 else logging.INFO if status < 500 else logging.ERROR
+    request = handler.request
+    log.log(
+        level,
+        "%d %s %s (%s) %.1f ms",
+        status,
+        request.method,
+        redacted(request.uri or ""),
+        request.remote_ip,
+        request.request_time() * 1000,
+    )

@@ -1,0 +1,56 @@
+"""Listening sockets: one for each worker slot, on the same port, spread over by the kernel.
+
+Used by ``supervisor`` before it forks. SO_REUSEPORT (socket(7)) lets several sockets share a port, but
+would also let a second server take half of the first one's users without an error: so the port is
+bound plainly first.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from tornadochat.errors import StartError
+from tornadochat.processes import listen_backlog
+
+
+def check_port_free(host: str, port: int) -> int:
+    """Make sure that nobody else has the port; returns it, or a free one for 0.
+
+    Raises:
+        StartError: It is taken, or the address is not this machine's; the message says what to do.
+    """
+    with _bound(host, port, shared=False) as sock:
+        return int(sock.getsockname()[1])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A non-blocking socket that shares the port with the other slots.
+
+    Raises:
+        StartError: It cannot be bound.
+    """
+    sock = _bound(host, port, shared=True)
+    sock.listen(listen_backlog())
+    sock.setblocking(False)
+    return sock
+
+
+def _bound(host: str, port: int, *, shared: bool) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise StartError(f"--host {host} is no address: {error.strerror}") from None
+    family, kind, number, _, address = found[0]
+    sock = socket.socket(family, kind, number)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise StartError(
+            f"port {port} on {host} cannot be used: {error.strerror}; "
+            "end whatever listens there, or choose another one with --port"
+        ) from None
+    return sock

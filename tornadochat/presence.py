@@ -1,0 +1,419 @@
+"""Who is where, over all workers, without ghosts.
+
+Beside the walk: ``member`` tells who came and went, ``hub`` hands over what other workers publish.
+Each worker keeps a record of its own people for each of its rooms in the store, tells the others when
+it has changed (at most once a second for each room), and beats for all of them at once: a worker that
+was killed is gone after 15 s with all its people. While nobody comes or goes, nothing is done.
+
+A person whose connection was lost stays for 15 s, so that a reconnect, here or elsewhere, is no leave.
+Up to 200 people a room is told who came and went; above that, how many there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import redis
+import ujson
+
+from tornadochat import protocol
+from tornadochat.errors import Unavailable
+from tornadochat.protocol import User
+
+if TYPE_CHECKING:
+    from tornadochat.broker import Broker
+    from tornadochat.settings import Settings
+
+log = logging.getLogger("tornadochat")
+
+MAX_LISTED = 200  # people of a room whose names are told, and typing passed on
+GRACE_SECONDS = 15.0  # a lost connection is a leave only after this
+BEAT_SECONDS = 3.0
+GONE_SECONDS = 15  # a worker that has not beaten for this long is gone
+TELL_SECONDS = 1.0  # between two presence events, or two typing events, of one room
+# Keys of a worker that vanished with all others disappear by themselves; a living one renews them.
+RECORD_LIFE_SECONDS = 86400
+RENEW_SECONDS = 6 * 3600
+ACTIVE_LIFE_SECONDS = 60
+
+
+class Here:
+    """The people of one room, as this worker sees them."""
+
+    __slots__ = (
+        "changes",
+        "extra",
+        "loaded",
+        "others",
+        "people",
+        "told",
+        "told_people",
+        "typed_at",
+        "typing",
+        "users",
+        "written",
+    )
+
+    def __init__(self) -> None:
+        self.users: dict[str, User] = {}  # ours, with those whose connection was lost a moment ago
+        self.extra: dict[str, int] = {}  # further connections of the same user
+        self.others: dict[str, tuple[int, dict[str, User] | None]] = {}  # by worker: count, and who
+        self.changes: dict[str, User | None] = {}  # ours, not yet in the store; None is gone
+        self.told: dict[str, User] = {}  # whom the members here have been told of
+        self.told_people = 0
+        self.people = 0
+        self.loaded = False
+        self.written = 0.0
+        self.typing: dict[str, User] = {}
+        self.typed_at = 0.0
+
+    def count(self) -> int:
+        """Distinct people where all are known by name, else the sum over the workers."""
+        total = len(self.users) + sum(count for count, _users in self.others.values())
+        if total > MAX_LISTED or any(users is None for _count, users in self.others.values()):
+            return total
+        return len(self.union())
+
+    def union(self) -> dict[str, User]:
+        """Everybody that is known by name."""
+        found: dict[str, User] = {}
+        for _count, users in self.others.values():
+            found.update(users or {})
+        found.update(self.users)
+        return found
+
+
+class Presence:
+    """See the module.
+
+    Args:
+        broker: Publishes to the other workers, and has the connection for records.
+        worker_id: Unlike that of any other worker, now or before.
+        settings: The namespace.
+        tell: Gives an event to all members of a room on this worker.
+    """
+
+    def __init__(
+        self, broker: Broker, worker_id: str, settings: Settings, tell: Callable[[str, bytes], None]
+    ) -> None:
+        self._broker = broker
+        self._worker = worker_id
+        self._prefix = settings.redis_prefix
+        self._tell = tell
+        self._rooms: dict[str, Here] = {}
+        self._to_write: dict[str, None] = {}  # rooms whose own people changed
+        self._to_tell: dict[str, None] = {}  # rooms whose members may have to be told
+        self._lost: deque[tuple[float, str, str]] = deque()  # deadline, room, user; oldest first
+        self._lost_until: dict[tuple[str, str], float] = {}
+        self._alive: set[str] = set()
+        self._beat = broker.redis.register_script(
+            files("tornadochat").joinpath("scripts", "beat.lua").read_text()
+        )
+        self._task: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._task = asyncio.ensure_future(self._beat_on())
+
+    async def stop(self) -> None:
+        """Beat no more. The records stay: whoever comes back elsewhere within the grace never left."""
+        for task in (self._task, self._writing):
+            if task is not None:
+                task.cancel()
+
+    # What members do -------------------------------------------------------------------------------
+
+    def join(self, room: str, user: User) -> None:
+        """A user has come into a room here (once more, with a second connection)."""
+        here = self._rooms.setdefault(room, Here())
+        if self._lost_until.pop((room, user.id), None) is not None:
+            here.users[user.id] = user
+            return
+        if user.id in here.users:
+            here.extra[user.id] = here.extra.get(user.id, 0) + 1
+            return
+        here.users[user.id] = user
+        here.changes[user.id] = user
+        self._changed(room, here)
+
+    def leave(self, room: str, user: User, by_hand: bool) -> None:
+        """A connection of a user has left a room, by hand or because it was lost."""
+        here = self._rooms.get(room)
+        if here is None or user.id not in here.users:
+            return
+        extra = here.extra.get(user.id, 0)
+        if extra > 1:
+            here.extra[user.id] = extra - 1
+        elif extra == 1:
+            del here.extra[user.id]
+        elif by_hand:
+            self._gone(room, here, user.id)
+        else:
+            deadline = time.monotonic() + GRACE_SECONDS
+            self._lost_until[room, user.id] = deadline
+            self._lost.append((deadline, room, user.id))
+
+    def _gone(self, room: str, here: Here, user_id: str) -> None:
+        here.users.pop(user_id, None)
+        here.changes[user_id] = None
+        self._changed(room, here)
+
+    def _changed(self, room: str, here: Here) -> None:
+        here.people = here.count()
+        self._to_write[room] = None
+        self._to_tell[room] = None
+
+    def typing(self, room: str, user: User) -> None:
+        """A user writes; passed on at most once a second for each room, never in large rooms."""
+        here = self._rooms.get(room)
+        if here is None or here.people > MAX_LISTED:
+            return
+        here.typing[user.id] = user
+        self._to_tell[room] = None
+        now = time.monotonic()
+        if now - here.typed_at >= TELL_SECONDS:
+            self._tell_typing(room, here, now)
+
+    def _tell_typing(self, room: str, here: Here, now: float) -> None:
+        users, here.typing = list(here.typing.values()), {}
+        here.typed_at = now
+        self._broker.publish_ephemeral(room, b"X" + protocol.typing(room, users))
+
+    # What others ask -------------------------------------------------------------------------------
+
+    def people(self, room: str) -> int:
+        """People in a room on all workers, as far as is known here."""
+        here = self._rooms.get(room)
+        return here.people if here is not None else 0
+
+    async def who(self, room: str, offset: int, limit: int) -> tuple[list[User], int]:
+        """A window of the people in a room, and how many there are.
+
+        Raises:
+            Unavailable: The room is large and the store cannot be reached.
+        """
+        here = self._rooms.get(room)
+        if here is None:
+            return [], 0
+        if here.people <= MAX_LISTED:
+            everybody = here.union()
+            return [everybody[key] for key in sorted(everybody)[offset : offset + limit]], here.people
+        found: list[User] = []
+        workers = sorted({self._worker, *here.others})
+        try:
+            for worker in workers:
+                key = self._who_key(room, worker)
+                if offset > 0 and (size := await self._broker.redis.zcard(key)) <= offset:
+                    offset -= size
+                    continue
+                window = await self._broker.redis.zrange(key, offset, offset + limit - len(found) - 1)
+                found += [User(*member.decode("utf-8").split("\0", 1)) for member in window]
+                offset = 0
+                if len(found) >= limit:
+                    break
+        except redis.RedisError as error:
+            raise Unavailable(str(error)) from None
+        return found, here.people
+
+    async def active_rooms(self, limit: int) -> list[tuple[str, int]]:
+        """Rooms with people, the fullest first.
+
+        Raises:
+            Unavailable: The store cannot be reached.
+        """
+        totals: dict[str, int] = {}
+        try:
+            async with self._broker.redis.pipeline(transaction=False) as pipe:
+                for worker in sorted(self._alive | {self._worker}):
+                    pipe.zrevrange(self._active_key(worker), 0, limit - 1, withscores=True)
+                for found in await pipe.execute():
+                    for name, count in found:
+                        room = name.decode("utf-8")
+                        totals[room] = totals.get(room, 0) + int(count)
+        except redis.RedisError as error:
+            raise Unavailable(str(error)) from None
+        return sorted(totals.items(), key=lambda item: (-item[1], item[0]))[:limit]
+
+    async def load(self, room: str) -> None:
+        """Learn who is in a room elsewhere; called when the room is opened here.
+
+        Raises:
+            Unavailable: The store cannot be reached.
+        """
+        here = self._rooms.setdefault(room, Here())
+        if here.loaded:
+            return
+        try:
+            records = await self._broker.redis.hgetall(self._here_key(room))
+            if not self._alive:
+                await self._beat_once()
+            dead = [worker for worker in records if worker.decode("ascii") not in self._alive]
+            if dead:
+                keys = [self._who_key(room, worker.decode("ascii")) for worker in dead]
+                await self._broker.redis.hdel(self._here_key(room), *dead)
+                await self._broker.redis.delete(*keys)
+        except redis.RedisError as error:
+            raise Unavailable(str(error)) from None
+        here.loaded = True
+        for worker, record in records.items():
+            if worker not in dead and worker.decode("ascii") != self._worker:
+                self._take(here, record)
+        here.people = here.count()
+        # Whoever was here before us is told by `who`, not by an event.
+        if here.people <= MAX_LISTED:
+            here.told = {**here.union(), **here.told}
+
+    def forget(self, room: str) -> None:
+        """The room is closed here; what the store must still be told is told first."""
+        here = self._rooms.get(room)
+        if here is not None and not here.users and not here.changes:
+            del self._rooms[room]
+
+    def on_peer(self, room: str, payload: bytes) -> None:
+        """A record of another worker, published as ``P`` and JSON."""
+        here = self._rooms.get(room)
+        if here is not None and self._take(here, payload[1:]):
+            here.people = here.count()
+            self._to_tell[room] = None
+
+    def _take(self, here: Here, record: bytes) -> bool:
+        try:
+            found = ujson.loads(record)
+            worker, count, users = found["w"], int(found["n"]), found["u"]
+            known = None if users is None else {user_id: User(user_id, name) for user_id, name in users}
+        except (ValueError, KeyError, TypeError):
+            log.warning("malformed presence record of %d bytes left out", len(record))
+            return False
+        if worker == self._worker:
+            return False
+        if count > 0:
+            here.others[worker] = (count, known)
+        else:
+            here.others.pop(worker, None)
+        return True
+
+    # Timers ----------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Once a second: end the grace of lost connections, tell members, write records."""
+        while self._lost and self._lost[0][0] <= now:
+            deadline, room, user_id = self._lost.popleft()
+            if self._lost_until.get((room, user_id)) == deadline:
+                del self._lost_until[room, user_id]
+                here = self._rooms.get(room)
+                if here is not None and user_id in here.users:
+                    self._gone(room, here, user_id)
+        to_tell, self._to_tell = self._to_tell, {}
+        for room in to_tell:
+            here = self._rooms.get(room)
+            if here is not None:
+                self._tell_room(room, here, now)
+        if self._to_write and (self._writing is None or self._writing.done()):
+            self._writing = asyncio.ensure_future(self._write())
+
+    def _tell_room(self, room: str, here: Here, now: float) -> None:
+        if here.typing:
+            self._tell_typing(room, here, now)
+        people = here.people = here.count()
+        joined: list[User] = []
+        left: list[User] = []
+        if people <= MAX_LISTED:
+            everybody = here.union()
+            joined = [user for key, user in everybody.items() if key not in here.told]
+            left = [user for key, user in here.told.items() if key not in everybody]
+            here.told = everybody
+        else:
+            here.told = {}
+        if joined or left or people != here.told_people:
+            here.told_people = people
+            self._tell(room, protocol.presence(room, joined, left, people))
+
+    async def _write(self) -> None:
+        """Put the changed records into the store and tell the other workers; what fails is kept."""
+        rooms = list(self._to_write)
+        for room in rooms:
+            here = self._rooms.get(room)
+            if here is None:
+                self._to_write.pop(room, None)
+                continue
+            changes, here.changes = here.changes, {}
+            try:
+                await self._write_room(room, here, changes)
+            except redis.RedisError as error:
+                here.changes = {**changes, **here.changes}
+                log.debug("presence of %r is written later: %s", room, error)
+                return
+            if not here.changes:
+                self._to_write.pop(room, None)
+                if not here.users and not here.others:
+                    self._rooms.pop(room, None)
+
+    async def _write_room(self, room: str, here: Here, changes: dict[str, User | None]) -> None:
+        count = len(here.users)
+        users = [[user.id, user.name] for user in here.users.values()] if count <= MAX_LISTED else None
+        record = ujson.dumps({"w": self._worker, "n": count, "u": users}, ensure_ascii=False).encode("utf-8")
+        here_key, who_key = self._here_key(room), self._who_key(room, self._worker)
+        here.written = time.monotonic()
+        came = {f"{user.id}\0{user.name}": 0 for user in changes.values() if user is not None}
+        went = [user_id for user_id, user in changes.items() if user is None]
+        async with self._broker.redis.pipeline(transaction=False) as pipe:
+            if count:
+                pipe.hset(here_key, self._worker, record)
+                pipe.expire(here_key, RECORD_LIFE_SECONDS)
+                pipe.zadd(self._active_key(self._worker), {room: count})
+            else:
+                pipe.hdel(here_key, self._worker)
+                pipe.zrem(self._active_key(self._worker), room)
+                pipe.delete(who_key)
+            if came:
+                pipe.zadd(who_key, came)
+                pipe.expire(who_key, RECORD_LIFE_SECONDS)
+            for user_id in went:
+                pipe.zremrangebylex(who_key, f"[{user_id}\0", f"({user_id}\1")
+            await pipe.execute()
+        self._broker.publish_ephemeral(room, b"P" + record)
+
+    async def _beat_on(self) -> None:
+        while True:
+            try:
+                await self._beat_once()
+            except (redis.RedisError, OSError) as error:
+                log.debug("the heartbeat failed: %s", error)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _beat_once(self) -> None:
+        found: Any = await self._beat(keys=[f"{self._prefix}:workers"], args=[self._worker, GONE_SECONDS])
+        await self._broker.redis.expire(self._active_key(self._worker), ACTIVE_LIFE_SECONDS)
+        self._alive = {worker.decode("ascii") for worker in found}
+        now = time.monotonic()
+        for room, here in self._rooms.items():
+            gone = [worker for worker in here.others if worker not in self._alive]
+            for worker in gone:
+                del here.others[worker]
+            if gone:
+                here.people = here.count()
+                self._to_tell[room] = None
+            if here.users and now - here.written > RENEW_SECONDS:
+                here.changes.update(here.users)
+                self._to_write[room] = None
+
+    # Keys ------------------------------------------------------------------------------------------
+
+    def _base(self, room: str) -> str:
+        return self._broker.channel_of(room).decode("ascii").removesuffix(":ch")
+
+    def _here_key(self, room: str) -> str:
+        return f"{self._base(room)}:here"
+
+    def _who_key(self, room: str, worker: str) -> str:
+        return f"{self._base(room)}:who:{worker}"
+
+    def _active_key(self, worker: str) -> str:
+        return f"{self._prefix}:active:{worker}"

@@ -1,0 +1,35 @@
+"""One look at the user's store before anything is forked: is it there, and may it be used?"""
+
+from __future__ import annotations
+
+import logging
+
+import redis
+
+from tornadochat.errors import StartError, StoreRefused
+from tornadochat.redis_link import check_info, parse_address
+
+log = logging.getLogger("tornadochat")
+
+CHECK_SECONDS = 3.0
+
+
+def check_store(url: str) -> None:
+    """Refuse a store that must not be used; one that cannot be reached yet is waited for later.
+
+    Raises:
+        StartError: The address cannot be read, the password is wrong, or the store is too old or may
+            evict keys.
+    """
+    address = parse_address(url)
+    client = redis.Redis.from_url(url, socket_timeout=CHECK_SECONDS, socket_connect_timeout=CHECK_SECONDS)
+    try:
+        check_info(client.info())
+    except StoreRefused as error:
+        raise StartError(str(error)) from None
+    except (redis.AuthenticationError, redis.ResponseError) as error:
+        raise StartError(f"the store at {address.shown} does not let us in: {error}") from None
+    except (redis.RedisError, OSError) as error:
+        log.warning("the store at %s cannot be reached: %s; starting anyway, and trying again", address.shown, error)
+    finally:
+        client.close()
