@@ -15,9 +15,8 @@ import socket
 
 from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memmem, memcmp
+from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close as c_close
 
@@ -50,7 +49,10 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void *buf, size_t size, int flags)
     ssize_t recv(int fd, void *buf, size_t size, int flags)
 
-cdef extern from "<string.h>" nogil:
+cdef extern from *:
+    """
+    #include <string.h>
+    """
     void *memmem(const void *haystack, size_t n, const void *needle, size_t m)
 
 cdef enum:
@@ -74,6 +76,12 @@ cdef struct peer_t:
     uint64_t next_seq
     int64_t started
     decoder_t decoder
+
+
+cdef bytes HEAD_END_BYTES = b"\r\n\r\n"
+cdef bytes STAMP_BYTES = b'"text":"@'
+cdef const char *HEAD_END = HEAD_END_BYTES
+cdef const char *STAMP = STAMP_BYTES
 
 
 cdef inline int64_t now_us() noexcept nogil:
@@ -261,7 +269,7 @@ cdef class Swarm:
                 self.last_error = self.buffer[:min(got, 300)]
             self.fail(peer, True)
             return
-        end = <unsigned char *>memmem(self.buffer, got, b"\r\n\r\n", 4)
+        end = <unsigned char *>memmem(self.buffer, got, HEAD_END, 4)
         if end == NULL:
             self.fail(peer, True)
             return
@@ -331,7 +339,7 @@ cdef class Swarm:
                 peer.next_seq = seq + 1
             else:
                 self.repeats += 1
-            at = <unsigned char *>memmem(payload, size, b'"text":"@', 9)
+            at = <unsigned char *>memmem(payload, size, STAMP, 9)
             if at != NULL:
                 at += 9
                 while at < payload + size and 48 <= at[0] <= 57:

@@ -6,6 +6,7 @@ forks them, leads them through the phases (connect, warm up, measure, drain) and
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import time
@@ -106,6 +107,8 @@ class Load:
 
     def __exit__(self, *_exc: object) -> None:
         for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.send(("end",))
             pipe.close()
         for process in self._processes:
             process.join(10)
@@ -179,6 +182,8 @@ def _generate(pipe: Connection, plan: Plan, number: int) -> None:
         try:
             order = pipe.recv()
         except EOFError:
+            return
+        if order[0] == "end":
             return
         if order[0] == "connect":
             _connect(swarm, plan, number, order[1])

@@ -248,7 +248,7 @@ class Door(HTTPMessageDelegate):
         if stream.closed():
             self._gateway.release(address)
             return
-        descriptor = os.dup(stream.fileno())
+        descriptor = os.dup(stream.socket.fileno())
         stream.close()
         services.adopt(Upgraded(descriptor, None, received, identity, address))
 
