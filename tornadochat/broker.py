@@ -82,14 +82,16 @@ class Broker:
     ) -> None:
         self.available = False
         self.settings = settings
-        self.redis: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
             url,
             max_connections=SLOW_CONNECTIONS,
+            timeout=settings.publish_seconds,
             # A command that is tried again by the library may run twice; see publisher.
             retry=Retry(NoBackoff(), 0),
             socket_timeout=settings.publish_seconds,
             socket_connect_timeout=settings.publish_seconds,
         )
+        self.redis: redis.asyncio.Redis = redis.asyncio.Redis.from_pool(pool)
         address = parse_address(url)
         prefix = settings.redis_prefix
         self._on_status = on_status

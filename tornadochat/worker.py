@@ -342,13 +342,20 @@ class Worker:
     async def _sync_room(self, room: Room, start_seq: int) -> None:
         try:
             await self.broker.subscribe(room.name)
-            await self.presence.load(room.name)
+            await self._load_presence(room)
             page = await self._read_page(room, start_seq)
         except StoreError as error:
             log.debug("room %r cannot be read: %s", room.name, error)
             room.sync_failed()
         else:
             room.synced(page)
+
+    async def _load_presence(self, room: Room) -> None:
+        """Who is here already; without it the room opens all the same, and is told later."""
+        try:
+            await self.presence.load(room.name)
+        except StoreError as error:
+            log.debug("presence of room %r cannot be read: %s", room.name, error)
 
     def _fetch(self, room: Room, start_seq: int, done: Callable[[Page | None], None]) -> None:
         self._spawn(self._fetch_page(room, start_seq, done))
