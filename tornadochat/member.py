@@ -42,6 +42,7 @@ class Rules:
         enter: A user is in a room from now on (presence).
         leave: A user left: room, user, and whether by hand (or by a lost connection).
         typing: A user types in a room (presence).
+        spoke: A user has said something there (presence).
         who: Answer a ``who`` of a member.
         clock: Wall clock in seconds, for the stamp of messages.
         now: Monotonic seconds, for the rates.
@@ -56,6 +57,7 @@ class Rules:
     enter: Callable[[str, User], None]
     leave: Callable[[str, User, bool], None]
     typing: Callable[[str, User], None]
+    spoke: Callable[[str, User], None]
     who: Callable[[Member, Who], None]
     clock: Callable[[], float]
     now: Callable[[], float]
@@ -218,6 +220,7 @@ class Member:
         except ProtocolError as problem:
             self._refuse_unless_stored(command, problem)
             return
+        rules.spoke(room.name, self.user)
         body = protocol.message_body(
             command.room, command.id, self.user, command.text, int(rules.clock() * 1000)
         )

@@ -181,6 +181,12 @@ class Presence:
         if now - here.typed_at >= TELL_SECONDS:
             self._tell_typing(room, here, now)
 
+    def spoke(self, room: str, user: User) -> None:
+        """A user has said something, so does not write any more."""
+        here = self._rooms.get(room)
+        if here is not None and here.typing:
+            here.typing.pop(user.id, None)
+
     def _tell_typing(self, room: str, here: Here, now: float) -> None:
         users, here.typing = list(here.typing.values()), {}
         here.typed_at = now

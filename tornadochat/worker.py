@@ -146,6 +146,7 @@ class Worker:
             enter=self.presence.join,
             leave=self.presence.leave,
             typing=self.presence.typing,
+            spoke=self.presence.spoke,
             who=self._who,
             clock=time.time,
             now=time.monotonic,
