@@ -5,7 +5,6 @@ Nothing that delivers each message by a send() of its own can cost less than thi
 is its distance from here, measured in the same run.
 """
 
-from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_PROCESS_CPUTIME_ID, clock_gettime, nanosleep, timespec

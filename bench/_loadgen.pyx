@@ -130,7 +130,8 @@ cdef class Swarm:
     cdef int cursor
     cdef uint64_t[CLASSES] delays
     cdef uint64_t[CLASSES] connect_delays
-    cdef readonly uint64_t joined, failed, sent, delivered, holes, repeats, errors, bytes_received, closed, refused_sends, bye
+    cdef readonly uint64_t joined, failed, sent, delivered, holes, repeats, errors
+    cdef readonly uint64_t bytes_received, closed, refused_sends, bye
     cdef readonly int64_t worst_lateness_us
     cdef bytes last_error
 
@@ -369,9 +370,8 @@ cdef class Swarm:
     cdef void send_next(self, int64_t stamp):
         """Send one message from the next connection that may."""
         cdef peer_t *peer
-        cdef int tries
-        cdef char[64] head
-        for tries in range(self.count):
+        cdef int _tries
+        for _tries in range(self.count):
             peer = &self.peers[self.cursor]
             self.cursor = self.cursor + 1 if self.cursor + 1 < self.count else 0
             if peer.state == JOINED and peer.sends:
@@ -381,7 +381,8 @@ cdef class Swarm:
             return
         self.sent_number += 1
         text = f"@{stamp} ".ljust(self.text_bytes, "x")
-        payload = f'{{"type":"send","room":"{self.rooms[peer.room]}","id":"{self.tag:012x}{self.sent_number:012x}","text":"{text}"}}'
+        message_id = f"{self.tag:012x}{self.sent_number:012x}"
+        payload = f'{{"type":"send","room":"{self.rooms[peer.room]}","id":"{message_id}","text":"{text}"}}'
         if self.send_text(peer, payload.encode()):
             self.sent += 1
             self.by_room[peer.room] += 1

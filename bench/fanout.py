@@ -71,9 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        server = stack.enter_context(
-            running_server(Path(folder), *options.server_option, workers=options.workers)
-        )
+        server = stack.enter_context(running_server(Path(folder), *options.server_option, workers=options.workers))
         floors = [] if options.no_floor else [floor_us()]
         report, cpu_us = measure(server, options)
         floors += [] if options.no_floor else [floor_us()]
@@ -89,7 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"server {cpu_us:.2f} us of CPU for each delivery, store included")
     if floors:
         mean = sum(floors) / len(floors)
-        print(f"floor  {mean:.2f} us ({' and '.join(f'{value:.2f}' for value in floors)}); ratio {cpu_us / mean:.2f}")
+        print(
+            f"floor  {mean:.2f} us ({' and '.join(f'{value:.2f}' for value in floors)}); ratio {cpu_us / mean:.2f}"
+        )
     return 0 if report.exact else 1
 
 

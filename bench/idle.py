@@ -46,7 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     members = max(1, report.joined)
     print(f"joined {report.joined}, failed {report.failed} in {report.connect_seconds:.1f} s {report.last_error}")
     print(f"connect and join: {connect_cpu * 1e6 / members:.0f} us of the worker's CPU for each member")
-    print(f"memory: {(full - empty) / members:.0f} bytes of PSS for each member ({empty >> 20} MiB -> {full >> 20} MiB)")
+    print(
+        f"memory: {(full - empty) / members:.0f} bytes of PSS for each member "
+        f"({empty >> 20} MiB -> {full >> 20} MiB)"
+    )
     print(f"idle: {idle_cpu / options.seconds * 100:.2f} % of a core for {members} members")
     return 0 if report.joined == rooms * options.room_size else 1
 

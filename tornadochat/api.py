@@ -286,9 +286,7 @@ class Ready(Handler):
         if not ready:
             self.set_header("Retry-After", "2")
         store = "up" if services.broker.available else "down"
-        self.answer(
-            {"ready": ready, "store": store, "draining": services.draining}, status=200 if ready else 503
-        )
+        self.answer({"ready": ready, "store": store, "draining": services.draining}, status=200 if ready else 503)
 
 
 class MetricsHandler(Handler):
@@ -418,7 +416,9 @@ class Messages(Handler):
             raise HandshakeError(409, "This id was used for another text.")
         if outcome.status == "unavailable":
             raise HandshakeError(
-                503, "It is unknown whether the message was stored; send it again with the same id.", {"Retry-After": "2"}
+                503,
+                "It is unknown whether the message was stored; send it again with the same id.",
+                {"Retry-After": "2"},
             )
         self.answer(
             {"room": room, "id": message_id, "epoch": outcome.epoch, "seq": outcome.seq},

@@ -78,7 +78,7 @@ async def load_secret(store: redis.asyncio.Redis, settings: Settings) -> str:
     key = f"{settings.redis_prefix}:secret"
     try:
         await store.set(key, secrets.token_hex(SECRET_BYTES), nx=True)
-        found = await store.get(key)
+        found: Any = await store.get(key)
     except redis.RedisError as error:
         raise Unavailable(str(error)) from None
     if not found:
@@ -155,7 +155,12 @@ class Authenticator:
     # Everybody -------------------------------------------------------------------------------------
 
     def authenticate(
-        self, *, cookie: str | None = None, token: str | None = None, authorization: str | None = None, name: str | None = None
+        self,
+        *,
+        cookie: str | None = None,
+        token: str | None = None,
+        authorization: str | None = None,
+        name: str | None = None,
     ) -> Identity:
         """Who a request comes from: a token first, then the cookie, then the name of a new guest.
 
@@ -192,9 +197,7 @@ class Authenticator:
             claims = self._keys.decode(token)
             subject = claims["sub"]
             if type(subject) is not str or not 0 < len(subject) <= MAX_SUB_CHARS or not subject.isprintable():
-                raise HandshakeError(
-                    401, f"`sub` must be 1 to {MAX_SUB_CHARS} printable characters.", CHALLENGE
-                )
+                raise HandshakeError(401, f"`sub` must be 1 to {MAX_SUB_CHARS} printable characters.", CHALLENGE)
             user = User(subject, normalise_name(claims.get("name", subject)))
         except jwt.PyJWTError as error:
             raise HandshakeError(401, f"The token was refused: {error}.", CHALLENGE) from None
@@ -228,7 +231,7 @@ class Authenticator:
             Unavailable: The store cannot be reached.
         """
         try:
-            found = await store.zrange(ended_key(self._settings), -MAX_ENDED, -1, withscores=True)
+            found: Any = await store.zrange(ended_key(self._settings), -MAX_ENDED, -1, withscores=True)
         except redis.RedisError as error:
             raise Unavailable(str(error)) from None
         for user_id, at in found:

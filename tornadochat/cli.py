@@ -206,7 +206,11 @@ def check(settings: Settings) -> None:
         raise StartError(f"--redis must begin with {', '.join(SCHEMES)}")
     if settings.log_level not in LOG_LEVELS:
         raise StartError(f"--log-level must be one of {', '.join(LOG_LEVELS)}")
-    if not settings.redis_prefix or not settings.redis_prefix.isascii() or set("{} \n") & set(settings.redis_prefix):
+    if (
+        not settings.redis_prefix
+        or not settings.redis_prefix.isascii()
+        or set("{} \n") & set(settings.redis_prefix)
+    ):
         raise StartError("--redis-prefix must be ASCII without braces and spaces")
     _check_networks(settings)
     _check_numbers(settings)

@@ -153,7 +153,9 @@ class EmbeddedStore:
             if self._process.poll() is not None:
                 raise StartError(f"the embedded store ended at once; {self._last_words()}")
             if time.monotonic() > deadline:
-                raise StartError(f"the embedded store did not answer within {START_SECONDS:.0f} s; {self._last_words()}")
+                raise StartError(
+                    f"the embedded store did not answer within {START_SECONDS:.0f} s; {self._last_words()}"
+                )
             time.sleep(0.01)
 
     def _command(self) -> list[str]:

@@ -204,9 +204,7 @@ class Door(HTTPMessageDelegate):
         self._gateway = gateway
         self._request = request
 
-    def headers_received(
-        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
-    ) -> None:
+    def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders) -> None:
         """See ``tornado.httputil.HTTPMessageDelegate``."""
         connection = self._request.connection
         assert isinstance(connection, HTTP1Connection)
@@ -243,7 +241,7 @@ class Door(HTTPMessageDelegate):
             return
         # Whatever is in the stream's buffer or in the kernel's comes at once; a read that has to wait
         # ends with the stream, and nothing is lost: the descriptor lives on.
-        early = stream.read_bytes(MAX_EARLY_BYTES, partial=True)
+        early: Any = stream.read_bytes(MAX_EARLY_BYTES, partial=True)
         received = early.result() if early.done() and early.exception() is None else b""
         if stream.closed():
             self._gateway.release(address)
@@ -294,7 +292,9 @@ def tls_context(certfile: str, keyfile: str) -> ssl.SSLContext:
     try:
         context.load_cert_chain(certfile, keyfile or None)
     except (OSError, ssl.SSLError) as error:
-        raise StartError(f"--certfile {certfile} with --keyfile {keyfile or '(none)'} cannot be used: {error}") from None
+        raise StartError(
+            f"--certfile {certfile} with --keyfile {keyfile or '(none)'} cannot be used: {error}"
+        ) from None
     return context
 
 

@@ -150,7 +150,8 @@ class Hub:
         """Write every room whose window is over; a timer sees to the others."""
         if not self._due:
             return
-        now, waiting = self._now(), {}
+        now = self._now()
+        waiting: dict[Room, None] = {}
         for room in self._due:
             if room.next_flush > now or room.busy:
                 waiting[room] = None

@@ -79,6 +79,10 @@ class Rates:
         self.typing = typing
 
 
+# Members whose rates are not limited, such as those of a load test, share this one.
+UNLIMITED = Rates(None, None, None)
+
+
 class Member:
     """See the module.
 
@@ -89,7 +93,7 @@ class Member:
         allowed: Rooms it may join; None for all.
         expires: Unix time at which its right to be here ends; 0 for never.
         address: Remote address, for the limits.
-        rates: Its token buckets; None where nothing is limited.
+        rates: Its token buckets.
     """
 
     __slots__ = (
@@ -117,7 +121,7 @@ class Member:
         allowed: frozenset[str] | None,
         expires: float,
         address: str,
-        rates: Rates | None,
+        rates: Rates,
     ) -> None:
         self.user = user
         self.transport_index = transport_index
@@ -141,7 +145,7 @@ class Member:
     # Rooms -------------------------------------------------------------------------------------
 
     def _join(self, command: Join) -> None:
-        self._take(self._rates and self._rates.joins, "joins", command.room)
+        self._take(self._rates.joins, "joins", command.room)
         if self.allowed is not None and command.room not in self.allowed:
             raise ProtocolError(
                 "forbidden", "You may not join this room; ask for access to it.", room=command.room
@@ -204,9 +208,7 @@ class Member:
     def _member_of(self, name: str, message_id: str | None = None) -> Room:
         room = self._rules.find_room(name)
         if room is None or room not in self.rooms or not room.has(self):
-            raise ProtocolError(
-                "not_joined", "Join the room first.", room=name, message_id=message_id
-            )
+            raise ProtocolError("not_joined", "Join the room first.", room=name, message_id=message_id)
         return room
 
     # Messages ----------------------------------------------------------------------------------
@@ -215,18 +217,20 @@ class Member:
         rules = self._rules
         try:
             room = self._member_of(command.room, command.id)
-            if self._rates is not None:
-                self._take(self._rates.messages, "messages", command.room, command.id)
+            self._take(self._rates.messages, "messages", command.room, command.id)
         except ProtocolError as problem:
             self._refuse_unless_stored(command, problem)
             return
         rules.spoke(room.name, self.user)
-        body = protocol.message_body(
-            command.room, command.id, self.user, command.text, int(rules.clock() * 1000)
-        )
+        body = protocol.message_body(command.room, command.id, self.user, command.text, int(rules.clock() * 1000))
         try:
             rules.publish(
-                room.name, self.user.id, command.id, body, command.text, lambda outcome: self._sent(command, outcome)
+                room.name,
+                self.user.id,
+                command.id,
+                body,
+                command.text,
+                lambda outcome: self._sent(command, outcome),
             )
         except Unavailable:
             self._fail_unavailable(command)
@@ -332,20 +336,18 @@ class Member:
 
     def _typing(self, command: Typing) -> None:
         room = self._member_of(command.room)
-        self._take(self._rates and self._rates.typing, "typing notices", command.room)
+        self._take(self._rates.typing, "typing notices", command.room)
         self._rules.typing(room.name, self.user)
 
     def _who(self, command: Who) -> None:
         self._member_of(command.room)
-        self._take(self._rates and self._rates.joins, "requests", command.room)
+        self._take(self._rates.joins, "requests", command.room)
         self._rules.who(self, command)
 
     def _ping(self, _command: Ping) -> None:
         self.connection.send_text(protocol.pong())
 
-    def _take(
-        self, bucket: TokenBucket | None, what: str, room: str, message_id: str | None = None
-    ) -> None:
+    def _take(self, bucket: TokenBucket | None, what: str, room: str, message_id: str | None = None) -> None:
         if bucket is None:
             return
         wait = bucket.take(self._rules.now())

@@ -59,7 +59,9 @@ class Metrics:
         for stale in folder.glob(f"gauge_live*_{slot}-*.db"):
             with contextlib.suppress(OSError):
                 stale.unlink()
-        values.ValueClass = values.MultiProcessValue(lambda: f"{slot}-{generation % 2}")
+        values.ValueClass = values.MultiProcessValue(  # type: ignore[no-untyped-call]
+            lambda: f"{slot}-{generation % 2}"
+        )
         registry = self._registry = CollectorRegistry()
 
         def gauge(name: str, text: str) -> Gauge:
@@ -96,9 +98,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
-        self._transport = {
-            name: counter(metric, text) for name, (metric, text) in TRANSPORT_COUNTERS.items()
-        }
+        self._transport = {name: counter(metric, text) for name, (metric, text) in TRANSPORT_COUNTERS.items()}
         self._seen: dict[tuple[int, str], int] = {}
         if generation:
             self.restarts.inc()

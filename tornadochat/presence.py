@@ -112,9 +112,7 @@ class Presence:
         self._lost: deque[tuple[float, str, str]] = deque()  # deadline, room, user; oldest first
         self._lost_until: dict[tuple[str, str], float] = {}
         self._alive: set[str] = set()
-        self._beat = broker.redis.register_script(
-            files("tornadochat").joinpath("scripts", "beat.lua").read_text()
-        )
+        self._beat = broker.redis.register_script(files("tornadochat").joinpath("scripts", "beat.lua").read_text())
         self._task: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
 
@@ -219,7 +217,7 @@ class Presence:
                 if offset > 0 and (size := await self._broker.redis.zcard(key)) <= offset:
                     offset -= size
                     continue
-                window = await self._broker.redis.zrange(key, offset, offset + limit - len(found) - 1)
+                window: Any = await self._broker.redis.zrange(key, offset, offset + limit - len(found) - 1)
                 found += [User(*member.decode("utf-8").split("\0", 1)) for member in window]
                 offset = 0
                 if len(found) >= limit:
@@ -257,7 +255,7 @@ class Presence:
         if here.loaded:
             return
         try:
-            records = await self._broker.redis.hgetall(self._here_key(room))
+            records: Any = await self._broker.redis.hgetall(self._here_key(room))
             if not self._alive:
                 await self._beat_once()
             dead = [worker for worker in records if worker.decode("ascii") not in self._alive]

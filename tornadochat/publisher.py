@@ -9,6 +9,7 @@ script knows what it stored.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import logging
@@ -150,6 +151,7 @@ class Publisher:
         self._queues: dict[str, RoomQueue] = {}
         self._scheduled: list[RoomQueue] = []
         self._count = 0  # messages that wait or are in flight
+        self._idle: asyncio.Event | None = None  # set when a closing publisher has nothing in flight
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
@@ -171,9 +173,11 @@ class Publisher:
 
     async def close(self) -> None:
         """Wait for what is in flight, at most ``publish_seconds``, then end for good."""
-        deadline = self._loop.time() + self._settings.publish_seconds
-        while self._count and self.ready and self._loop.time() < deadline:
-            await asyncio.sleep(0.01)
+        if self._count and self.ready:
+            self._idle = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.publish_seconds):
+                    await self._idle.wait()
         self._sweeper.cancel()
         if self._task is not None:
             self._task.cancel()
@@ -193,8 +197,12 @@ class Publisher:
                 for script in (PUBLISH, READ, FIND):
                     await link.ask("SCRIPT", "LOAD", script.source)
             except StoreError as error:
-                log.log(logging.WARNING if pause < LAST_RETRY_SECONDS else logging.DEBUG,
-                        "the store at %s cannot be used: %s; trying again", self._address.shown, error)
+                log.log(
+                    logging.WARNING if pause < LAST_RETRY_SECONDS else logging.DEBUG,
+                    "the store at %s cannot be used: %s; trying again",
+                    self._address.shown,
+                    error,
+                )
                 link.abort()
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_RETRY_SECONDS)
@@ -306,6 +314,8 @@ class Publisher:
         queue.batch = []
         self._count -= len(batch)
         epoch = reply[0].decode("ascii")
+        if self._idle is not None and not self._count:
+            self._idle.set()
         self._send(queue)
         for message, seq in zip(batch, reply[2:], strict=True):
             status = "stored" if seq > 0 else "repeat" if seq < 0 else "id_reused"

@@ -65,7 +65,7 @@ def parse_address(url: str) -> Address:
         StartError: It is none of these, or names files that cannot be read.
     """
     try:
-        found = parse_url(url)
+        found = parse_url(url)  # type: ignore[no-untyped-call]
     except ValueError as error:
         raise StartError(f"--redis {url!r} cannot be read: {error}") from None
     context = None
@@ -191,7 +191,12 @@ class Link(asyncio.Protocol):
             Unavailable: The connection was lost, or the server answered with an error.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
-        self.call(lambda reply: future.done() or future.set_result(reply), *command)
+
+        def settle(reply: Any) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        self.call(settle, *command)
         reply = await future
         if isinstance(reply, Exception):
             raise Unavailable(str(reply)) from None
@@ -271,4 +276,6 @@ class _Nothing:
 
 
 NOTHING = _Nothing()
-PUSHED = frozenset((b"message", b"subscribe", b"unsubscribe", b"smessage", b"ssubscribe", b"sunsubscribe", b"pong"))
+PUSHED = frozenset(
+    (b"message", b"subscribe", b"unsubscribe", b"smessage", b"ssubscribe", b"sunsubscribe", b"pong")
+)

@@ -65,14 +65,18 @@ class Settings:
     history_seconds: int = option(120, "age in seconds that a room's log keeps at least", "store")
     # A busy room's two minutes may be long; a log beyond this is a Redis that runs out of memory.
     history_bytes: int = option(16 * MIB, "bytes of one room's log, at most", "store")
-    history_ttl_seconds: int = option(7 * 86400, "seconds that a room's log lives after its last member left", "store", "history_ttl")
+    history_ttl_seconds: int = option(
+        7 * 86400, "seconds that a room's log lives after its last member left", "store", "history_ttl"
+    )
     repeat_window_seconds: int = option(600, "a repeated send is recognised for at least half of this", "store")
     # Rotated earlier above this, so that a flooded room cannot fill the store with ids.
     repeat_entries: int = option(100_000, "ids remembered for each room, at most", "store")
 
     # Who may come in.
     auth: str = option("guest", "guest: a name is enough; required: only your own JWTs", "identity")
-    session_secret: str = option("", "secret that signs sessions; empty makes one and keeps it in the store", "identity")
+    session_secret: str = option(
+        "", "secret that signs sessions; empty makes one and keeps it in the store", "identity"
+    )
     session_seconds: int = option(30 * 86400, "life of a session; renewed when half of it is over", "identity")
     jwt_key: str = option("", "shared secret of your JWTs (HS256, at least 32 bytes)", "identity")
     jwt_key_file: str = option("", "PEM public key or JWKS file of your JWTs (RS256, EdDSA)", "identity")
@@ -82,10 +86,14 @@ class Settings:
     # Limits for each member and address. None is "the documented default, which spares loopback".
     max_connections: int = option(0, "connections of one worker; 0 is what the file limit allows", "limits")
     max_connections_per_address: int | None = option(
-        None, "connections of one address to one worker; default 1000, loopback spared unless given; 0 no limit", "limits"
+        None,
+        "connections of one address to one worker; default 1000, loopback spared unless given; 0 no limit",
+        "limits",
     )
     handshakes_per_second: float | None = option(
-        None, "new connections of one address to one worker; default 50, loopback spared unless given; 0 no limit", "limits"
+        None,
+        "new connections of one address to one worker; default 50, loopback spared unless given; 0 no limit",
+        "limits",
     )
     messages_per_second: float | None = option(
         None, "messages of one member; default 20, loopback spared unless given; 0 no limit", "limits"
@@ -97,7 +105,9 @@ class Settings:
         None, "typing notices of one member; default 2, loopback spared unless given; 0 no limit", "limits"
     )
     api_requests_per_second: float | None = option(
-        None, "/api requests of one address to one worker; default 20, loopback spared unless given; 0 no limit", "limits"
+        None,
+        "/api requests of one address to one worker; default 20, loopback spared unless given; 0 no limit",
+        "limits",
     )
     max_rooms_per_member: int = option(100, "rooms that one member may be in; 0 no limit", "limits")
     max_text_chars: int = option(4000, "characters of one text", "limits")
@@ -112,21 +122,32 @@ class Settings:
     # ping_seconds + pong_seconds stays below 60: a vanished peer is noticed within a minute.
     pong_seconds: float = option(20.0, "silence after a ping that ends the connection", "time-outs")
     close_seconds: float = option(5.0, "wait for the peer's close frame", "time-outs")
-    stuck_seconds: float = option(30.0, "time that a member may leave its socket full", "time-outs", "stuck_timeout")
+    stuck_seconds: float = option(
+        30.0, "time that a member may leave its socket full", "time-outs", "stuck_timeout"
+    )
     publish_seconds: float = option(5.0, "time that a send waits for the store", "time-outs")
 
     # The hot path.
-    batch_window_ms: float = option(10.0, "milliseconds in which a busy room writes once; 0 writes every batch at once", "tuning", "batch_window")
+    batch_window_ms: float = option(
+        10.0,
+        "milliseconds in which a busy room writes once; 0 writes every batch at once",
+        "tuning",
+        "batch_window",
+    )
     max_backlog_bytes: int = option(1 * MIB, "bytes of unsent room events of one member", "tuning", "max_backlog")
     # Answers and control frames are not dropped; a member that asks faster than it reads ends with 1013.
     max_answer_bytes: int = option(256 * KIB, "bytes of unsent answers of one member", "tuning")
     replay_bytes: int = option(256 * KIB, "bytes of history in flight to one member", "tuning")
-    ring_bytes: int = option(128 * KIB, "bytes of recent events that a worker keeps of each of its rooms", "tuning")
+    ring_bytes: int = option(
+        128 * KIB, "bytes of recent events that a worker keeps of each of its rooms", "tuning"
+    )
     # Eight rings of a busy server's hundred hottest rooms; beyond it the quietest rooms read the log again.
     ring_total_bytes: int = option(64 * MIB, "bytes of recent events that a worker keeps of all rooms", "tuning")
     # A message waits in memory while the store is away; 5 s of a busy worker's sends fit in this.
     publish_queue: int = option(20_000, "messages of one worker that wait for the store", "tuning")
-    subscription_grace_seconds: float = option(10.0, "a room stays subscribed this long after its last member left", "tuning")
+    subscription_grace_seconds: float = option(
+        10.0, "a room stays subscribed this long after its last member left", "tuning"
+    )
     log_level: str = option("info", "debug, info, warning or error", "server")
 
     @property

@@ -30,6 +30,8 @@ def check_store(url: str) -> None:
     except (redis.AuthenticationError, redis.ResponseError) as error:
         raise StartError(f"the store at {address.shown} does not let us in: {error}") from None
     except (redis.RedisError, OSError) as error:
-        log.warning("the store at %s cannot be reached: %s; starting anyway, and trying again", address.shown, error)
+        log.warning(
+            "the store at %s cannot be reached: %s; starting anyway, and trying again", address.shown, error
+        )
     finally:
         client.close()

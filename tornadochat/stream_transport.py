@@ -432,9 +432,7 @@ class StreamChannel:
                 connection.send_event(self, data, 0, False)
                 entry.next_seq = next_seq
 
-    def _send(
-        self, connection: StreamConnection, entry: Entry, batch: Batch, data: bytes, replayed: bool
-    ) -> None:
+    def _send(self, connection: StreamConnection, entry: Entry, batch: Batch, data: bytes, replayed: bool) -> None:
         first_seq = max(entry.next_seq, batch.first_seq)
         entry.next_seq = batch.last_seq + 1
         self._transport.deliveries += batch.last_seq - first_seq + 1

@@ -124,9 +124,7 @@ class Supervisor:
             self._metrics_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tornadochat-")))
             metrics.prepare(self._metrics_dir)
             count = self.settings.workers or cpu_count()
-            self._slots = [
-                Slot(index, listen(self.settings.host, self._port)) for index in range(count)
-            ]
+            self._slots = [Slot(index, listen(self.settings.host, self._port)) for index in range(count)]
             self._catch_signals()
             gc.collect()
             gc.freeze()  # what the parent has made stays in pages that the workers share
@@ -193,9 +191,7 @@ class Supervisor:
         os.set_blocking(reader, False)
         slot.children.append(Child(int(line), reader))
 
-    def _become_worker(
-        self, slots: list[Slot], number: int, pipes: list[tuple[int, int]], parent: int
-    ) -> None:
+    def _become_worker(self, slots: list[Slot], number: int, pipes: list[tuple[int, int]], parent: int) -> None:
         status = 1
         try:
             end_with_parent(parent)
@@ -316,9 +312,7 @@ class Supervisor:
         for older in slot.children[:-1]:
             older.leaving = True
             older.signal(signal.SIGTERM)
-        if not self._announced and all(
-            any(child.ready for child in other.children) for other in self._slots
-        ):
+        if not self._announced and all(any(child.ready for child in other.children) for other in self._slots):
             self._announced = True
             self._announce(self._banner(capacity))
 

@@ -8,6 +8,7 @@ the pure middle (``member``, ``room``, ``hub``) meets sockets and the store.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import secrets
@@ -28,7 +29,7 @@ from tornadochat.errors import StoreError
 from tornadochat.gateway import make_gateway
 from tornadochat.hub import Hub
 from tornadochat.limits import TokenBucket, resolve
-from tornadochat.member import Member, Rates, Rules
+from tornadochat.member import UNLIMITED, Member, Rates, Rules
 from tornadochat.metrics import Metrics
 from tornadochat.presence import Presence
 from tornadochat.processes import raise_file_limit
@@ -92,9 +93,7 @@ def run(
 class Worker:
     """See the module. Also what ``gateway`` and ``api`` know of a worker (``gateway.Services``)."""
 
-    def __init__(
-        self, settings: Settings, slot: int, store_url: str, metrics_dir: Path, generation: int
-    ) -> None:
+    def __init__(self, settings: Settings, slot: int, store_url: str, metrics_dir: Path, generation: int) -> None:
         self.settings = settings
         self.slot = slot
         self.draining = False
@@ -155,6 +154,7 @@ class Worker:
             stored=0,
         )
         self._stopped = asyncio.Event()
+        self._empty = asyncio.Event()  # set once a drain has no member left
         self._tasks: set[asyncio.Task[None]] = set()
         self._unjoined: deque[tuple[float, Member]] = deque()  # oldest first: all wait equally long
         self._poll_queued = False
@@ -186,6 +186,8 @@ class Worker:
     async def _drain(self) -> None:
         """Tell everyone to move elsewhere, a part at a time, then finish what is in flight."""
         self.draining = True
+        if not self.members:
+            self._empty.set()
         seconds = self.settings.drain_seconds
         members = list(self.members)
         random.shuffle(members)
@@ -196,9 +198,9 @@ class Worker:
                 member.connection.send_text(protocol.bye("drain", retry_after_ms))
                 member.connection.close(1012, "the server restarts")
             await asyncio.sleep(seconds / DRAIN_STEPS)
-        deadline = self.loop.time() + self.settings.close_seconds / 2
-        while self.members and self.loop.time() < deadline:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.close_seconds / 2):
+                await self._empty.wait()
         for task in self._tasks:
             task.cancel()
         await self.presence.stop()
@@ -281,12 +283,12 @@ class Worker:
         if self.settings.join_seconds:
             self._unjoined.append((time.monotonic() + self.settings.join_seconds, member))
 
-    def _rates(self, address: str) -> Rates | None:
+    def _rates(self, address: str) -> Rates:
         found = [
             TokenBucket.of(resolve(self.settings, name, address))
             for name in ("messages_per_second", "joins_per_second", "typing_per_second")
         ]
-        return Rates(*found) if any(found) else None
+        return Rates(*found) if any(found) else UNLIMITED
 
     # What the transports report ----------------------------------------------------------------------
 
@@ -303,6 +305,8 @@ class Worker:
     def _on_closed(self, member: Member, code: int, reason: str) -> None:
         self.members.discard(member)
         member.closed()
+        if self.draining and not self.members:
+            self._empty.set()
         self.gateway.release(member.address)
 
     # What the broker reports -----------------------------------------------------------------------

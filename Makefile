@@ -1,0 +1,73 @@
+# The two commands of the README are `make run` and `make test`; the others are for whoever works on it.
+
+PYTHON ?= python3
+PORT ?= 8000
+# Further options of the server, like ARGS="--host 0.0.0.0".
+ARGS ?=
+# Autobahn's cases, like CASES="12.* 13.*".
+CASES ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Tools call one another by name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+STAMPS := .stamps
+
+PACKAGE := setup.py pyproject.toml MANIFEST.in $(wildcard tornadochat/*.py tornadochat/*.pyx tornadochat/*.pxd \
+	tornadochat/*.pyi tornadochat/*.json tornadochat/scripts/*.lua)
+CLIENT := $(shell find webapp/src webapp/public -type f 2>/dev/null) $(wildcard webapp/*.json webapp/*.ts webapp/*.html)
+
+.PHONY: run test checks lint types webapp matrix conformance bench clean
+
+# Make everything ready and start the chat on an embedded store.
+run: $(STAMPS)/installed
+	exec $(BIN)/python -P -m tornadochat --port $(PORT) $(ARGS)
+
+# Everything: the other runners first, pytest last, so that its closing line ends the output.
+test: checks
+	$(BIN)/python -P -bb -m pytest -q
+
+checks: lint types webapp conformance
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+
+$(STAMPS)/installed: $(BIN)/python $(PACKAGE) $(CLIENT) README.md
+	@mkdir -p $(STAMPS)
+	$(BIN)/python -m pip install --quiet .
+	@touch $@
+
+$(STAMPS)/tools: $(STAMPS)/installed pyproject.toml
+	$(BIN)/python -m pip install --quiet ".[test,lint]" "tox>=4.20,<5"
+	@touch $@
+
+lint: $(STAMPS)/tools
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/cython-lint tornadochat bench
+	$(BIN)/codespell
+	$(BIN)/lint-imports
+
+types: $(STAMPS)/tools
+	$(BIN)/mypy
+	$(BIN)/stubtest tornadochat._fastframe tornadochat._reactor --mypy-config-file pyproject.toml
+
+webapp: $(STAMPS)/installed
+	cd webapp && npm run --silent check && npm test --silent
+
+# Autobahn's own test suite; it needs CPython 2.7 for itself and is skipped, with the reason, without it.
+conformance: $(STAMPS)/tools
+	$(BIN)/python -P tests/conformance/run.py $(CASES)
+
+# The test suite on every Python that is installed.
+matrix: $(STAMPS)/tools
+	$(BIN)/tox -e py311,py312,py313
+
+bench: $(STAMPS)/tools
+	$(BIN)/python -m bench.fanout
+	$(BIN)/python -m bench.idle
+
+clean:
+	rm -rf $(VENV) $(STAMPS) .tox build dist *.egg-info webapp/node_modules tornadochat/static tornadochat/*.so
