@@ -10,6 +10,7 @@ OP_PONG: int
 
 @final
 class Batch:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
     @property
     def first_seq(self) -> int: ...
     @property

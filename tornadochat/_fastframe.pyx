@@ -41,7 +41,7 @@ cdef enum:
     FIRST_PARTIAL = 512     # smallest allocation for an unfinished message
 
 # Frames of one batch are found by 32-bit offsets.
-MAX_BATCH_BYTES = 0xFFFFFFFF
+cdef uint64_t MAX_BATCH_BYTES = 0xFFFFFFFF
 
 
 # Shared bytes --------------------------------------------------------------------------------------

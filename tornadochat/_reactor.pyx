@@ -23,7 +23,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close as close_fd
 
 from tornadochat._fastframe cimport (
-    DECODED_BINARY, DECODED_CLOSE, DECODED_ERROR, DECODED_NOTHING, DECODED_PING, DECODED_TEXT,
+    DECODED_BINARY, DECODED_CLOSE, DECODED_ERROR, DECODED_PING, DECODED_TEXT,
     Batch, decoder_free, decoder_init, decoder_next, frame_t, put_header,
     shared_new, shared_release, shared_retain, shared_t,
 )
@@ -68,7 +68,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 log = logging.getLogger("tornadochat")
 
-EMPTY_CLOSE = b"\x88\x00"  # the answer to a close frame without a code
+_EMPTY_CLOSE = b"\x88\x00"  # the answer to a close frame without a code
 
 cdef enum:
     # conn_t.flags
@@ -622,7 +622,7 @@ cdef class Reactor:
         cdef shared_t *shared
         if conn.fd < 0 or conn.flags & CLOSE_SENT:
             return
-        frame = encode_close(code, reason) if code != 1005 else EMPTY_CLOSE
+        frame = encode_close(code, reason) if code != 1005 else _EMPTY_CLOSE
         shared = copied(<unsigned char *>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), 0)
         conn.flags |= CLOSE_SENT
         conn.close_code = code
@@ -651,7 +651,6 @@ cdef class Reactor:
         """End the connection, tell its owner, and take it out of its rooms."""
         cdef Connection connection
         cdef epoll_event event
-        cdef segment_t *segment
         if conn.fd < 0:
             return
         connection = <Connection>conn.connection
@@ -1201,6 +1200,9 @@ cdef class Connection:
 @cython.final
 cdef class Channel:
     """The members that one room has here, each with the seq it gets next; made by ``Reactor.channel``."""
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError("a Channel is made by Reactor.channel")
 
     def __dealloc__(self):
         cdef channel_t *channel = self.channel

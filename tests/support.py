@@ -1,0 +1,179 @@
+"""A chat client for the tests on the ``websockets`` package: somebody else's codec judges ours."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import quote
+
+from websockets.sync.client import ClientConnection, connect
+
+_numbers = itertools.count(1)
+
+
+def new_id() -> str:
+    """An id that no other message of this run has."""
+    return f"test-{time.time_ns():020d}-{next(_numbers)}"
+
+
+class Person:
+    """One connection; every event is kept, in order."""
+
+    def __init__(self, port: int, name: str = "Ada", *, token: str = "", tls: bool = False, path: str = "") -> None:
+        query = f"token={quote(token)}" if token else f"name={quote(name)}"
+        context = None
+        if tls:
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self.socket: ClientConnection = connect(
+            f"{'wss' if tls else 'ws'}://127.0.0.1:{port}{path or '/ws?' + query}",
+            ssl=context,
+            max_size=None,
+            compression=None,
+            ping_interval=None,
+        )
+        self.events: list[dict[str, Any]] = []
+        self.welcome = self.expect("welcome")
+        self.user = self.welcome["user"]
+
+    def __enter__(self) -> Person:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.socket.close()
+
+    def command(self, **fields: Any) -> None:
+        """Send one command."""
+        self.socket.send(json.dumps(fields))
+
+    def read(self, timeout: float = 5.0) -> dict[str, Any]:
+        """The next event.
+
+        Raises:
+            TimeoutError: None came.
+        """
+        event: dict[str, Any] = json.loads(self.socket.recv(timeout))
+        self.events.append(event)
+        return event
+
+    def expect(self, kind: str, timeout: float = 5.0, **fields: Any) -> dict[str, Any]:
+        """The next event of a kind (with these fields); others are passed over."""
+        deadline = time.monotonic() + timeout
+        while True:
+            event = self.read(max(0.01, deadline - time.monotonic()))
+            if event["type"] == kind and all(event.get(name) == value for name, value in fields.items()):
+                return event
+
+    def quiet(self, seconds: float) -> list[dict[str, Any]]:
+        """Events that come within some time."""
+        deadline = time.monotonic() + seconds
+        found = []
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                found.append(self.read(left))
+            except TimeoutError:
+                break
+        return found
+
+    def join(self, room: str, **fields: Any) -> dict[str, Any]:
+        """Join and return ``joined``."""
+        self.command(type="join", room=room, **fields)
+        return self.expect("joined", room=room)
+
+    def say(self, room: str, text: str, message_id: str = "") -> str:
+        """Send a message; returns its id."""
+        message_id = message_id or new_id()
+        self.command(type="send", room=room, id=message_id, text=text)
+        return message_id
+
+    def messages(self, count: int, timeout: float = 10.0) -> list[dict[str, Any]]:
+        """The next messages, other events passed over."""
+        return [self.expect("message", timeout) for _ in range(count)]
+
+
+class Answer:
+    """An HTTP answer."""
+
+    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+
+def http(port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
+    """One request; an error status is an answer too."""
+    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=data, method=method)
+    if body is not None:
+        request.add_header("Content-Type", "application/json")
+    for name, value in (headers or {}).items():
+        request.add_header(name, value)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return Answer(answer.status, answer.headers, answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, error.headers, error.read())
+
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # of RFC 6455 section 1.3
+
+
+def request_bytes(path: str = "/ws?name=Raw", *, method: str = "GET", version: str = "HTTP/1.1", **changed: Any) -> bytes:
+    """A handshake; headers are changed by name (``_`` for ``-``), left out by None, repeated by a list."""
+    headers: dict[str, Any] = {
+        "Host": "127.0.0.1",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": KEY,
+        "Sec-WebSocket-Version": "13",
+    }
+    headers.update({name.replace("_", "-"): value for name, value in changed.items()})
+    lines = [f"{method} {path} {version}"]
+    for name, value in headers.items():
+        for single in value if isinstance(value, list) else [value]:
+            if single is not None:
+                lines.append(f"{name}: {single}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def dial(port: int) -> socket.socket:
+    """A plain TCP connection."""
+    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def read_head(sock: socket.socket) -> bytes:
+    """Bytes up to the end of an HTTP head."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = sock.recv(1)
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Everything until the peer closes."""
+    data = b""
+    while True:
+        try:
+            piece = sock.recv(65536)
+        except ConnectionResetError:
+            return data
+        if not piece:
+            return data
+        data += piece

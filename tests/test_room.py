@@ -1,0 +1,457 @@
+"""Rooms without sockets and without a store: the numbers alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tornadochat._fastframe import Batch, FrameDecoder, pack_published
+from tornadochat.hub import Hub
+from tornadochat.room import Page, Room, State
+from tornadochat.settings import Settings
+
+EPOCH, NEXT = "aaaaaaaa", "bbbbbbbb"
+
+
+def events_of(data: bytes) -> list[dict[str, Any]]:
+    return [json.loads(payload) for _, payload in FrameDecoder(1 << 24, require_mask=False).feed(data)]
+
+
+class Recorder:
+    """Stands for a member and its connection; notes every event."""
+
+    def __init__(self) -> None:
+        self.connection = self
+        self.transport_index = 0
+        self.closed = False
+        self.events: list[dict[str, Any]] = []
+        self.failed = 0
+
+    def send_text(self, payload: bytes) -> None:
+        self.events.append(json.loads(payload))
+
+    def entered(self, room: Room) -> None:
+        """See ``Member``."""
+
+    def wants(self, room: Room) -> bool:
+        return True
+
+    def join_failed(self, room: Room) -> None:
+        self.failed += 1
+
+    def seqs(self) -> list[int]:
+        return [event["seq"] for event in self.events if event["type"] == "message"]
+
+    def kinds(self) -> list[str]:
+        return [event["type"] for event in self.events]
+
+
+class Channel:
+    """A transport's channel in a few lines, with nothing in between."""
+
+    def __init__(self) -> None:
+        self.entries: dict[Any, list[Any]] = {}
+        self.busy = False
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.entries)
+
+    def __contains__(self, connection: Any) -> bool:
+        return connection in self.entries
+
+    def join(self, connection: Any, next_seq: int, live: bool) -> None:
+        self.entries[connection] = [next_seq, live]
+
+    def leave(self, connection: Any) -> None:
+        self.entries.pop(connection, None)
+
+    def next_seq(self, connection: Any) -> int:
+        return int(self.entries[connection][0])
+
+    def silent(self, connection: Any) -> bool:
+        return not self.entries[connection][1]
+
+    def replay(self, connection: Any, batch: Batch) -> int:
+        entry = self.entries[connection]
+        connection.events += events_of(batch.frames(entry[0]))
+        entry[0] = max(entry[0], batch.last_seq + 1)
+        return 0
+
+    def set_live(self, connection: Any, next_seq: int) -> None:
+        self.entries[connection] = [next_seq, True]
+
+    def set_silent(self, connection: Any) -> None:
+        self.entries[connection][1] = False
+
+    def broadcast(self, batch: Batch) -> None:
+        for connection, entry in self.entries.items():
+            if not batch.first_seq:
+                connection.events += events_of(batch.frames())
+            elif entry[1] and batch.last_seq >= entry[0]:
+                connection.events += events_of(batch.frames(entry[0]))
+                entry[0] = batch.last_seq + 1
+
+    def reset(self, notice: Batch, next_seq: int) -> None:
+        for connection, entry in self.entries.items():
+            if entry[1]:
+                connection.events += events_of(notice.frames())
+                entry[0] = next_seq
+
+
+class World:
+    """A hub, a log that the test writes, and a clock that the test moves."""
+
+    def __init__(self, **changed: Any) -> None:
+        self.log: list[bytes] = []
+        self.first = 1
+        self.epoch = EPOCH
+        self.ends: list[tuple[str, int]] = []
+        self.now = 100.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.reads: list[Callable[[], None]] = []
+        self.hold = False
+        self.away = False
+        self.closed: list[str] = []
+        self.hub = Hub(
+            Settings(**changed),
+            [SimpleNamespace(channel=lambda key: Channel())],  # type: ignore[list-item]
+            channel_of=lambda name: name.encode(),
+            now=lambda: self.now,
+            schedule=lambda delay, call: self.timers.append((self.now + delay, call)),
+            sync=lambda room, start: self.later(
+                lambda: room.sync_failed() if self.away else room.synced(self.page(start))
+            ),
+            fetch=lambda room, start, done: self.later(
+                lambda: done(None if self.away else self.page(start))
+            ),
+            close_room=self.closed.append,
+            people=lambda name: len(self.hub.rooms[name]),
+            on_presence=lambda name, payload: None,
+        )
+
+    def later(self, read: Callable[[], None]) -> None:
+        self.reads.append(read)
+        if not self.hold:
+            self.answer()
+
+    def answer(self) -> None:
+        """Answer all reads of the log."""
+        while self.reads:
+            self.reads.pop(0)()
+
+    def page(self, start: int, limit: int = 128) -> Page:
+        head = self.first + len(self.log) - 1
+        if start <= 0:
+            start = max(1, head - limit + 1)
+        start = max(start, self.first)
+        bodies = self.log[start - self.first : start - self.first + limit]
+        return Page(self.epoch, head, self.ends, start, bodies)
+
+    def write(self, count: int = 1) -> bytes:
+        """Store messages; returns the payload that is published."""
+        head = self.first + len(self.log)
+        bodies = [b'{"type":"message","n":%d}' % (head + i) for i in range(count)]
+        self.log += bodies
+        return pack_published(self.epoch.encode(), head, bodies)
+
+    def publish(self, *payloads: bytes) -> None:
+        self.hub.on_published([(b"tea", payload) for payload in payloads])
+
+    def say(self, count: int = 1) -> None:
+        self.publish(self.write(count))
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        due = [call for at, call in self.timers if at <= self.now]
+        self.timers = [timer for timer in self.timers if timer[0] > self.now]
+        for call in due:
+            call()
+
+    def joined(self, after: tuple[str, int] | None = None, history: int = 50) -> Recorder:
+        member = Recorder()
+        self.hub.room("tea").join(member, after, history)  # type: ignore[arg-type]
+        return member
+
+
+@pytest.fixture
+def world() -> World:
+    return World(batch_window_ms=0)
+
+
+def test_a_joiner_gets_the_newest_messages_and_then_the_live_ones(world: World) -> None:
+    world.write(60)
+    ann = world.joined(history=50)
+    assert ann.events[0] == {
+        "type": "joined",
+        "room": "tea",
+        "epoch": EPOCH,
+        "seq": 60,
+        "truncated": False,
+        "missing": 50,
+        "people": 1,
+    }
+    world.say(3)
+    assert ann.seqs() == list(range(11, 64))
+
+
+def test_what_is_published_while_the_room_opens_is_neither_lost_nor_doubled(world: World) -> None:
+    world.write(5)
+    world.hold = True
+    ann = world.joined()
+    early = [world.write(), world.write()]
+    world.publish(early[0])
+    world.answer()  # the read has seen both
+    world.publish(early[1])
+    world.say()
+    assert ann.seqs() == list(range(1, 9))
+
+
+def test_a_hole_is_read_from_the_log_before_anything_behind_it_goes_out(world: World) -> None:
+    ann = world.joined()
+    world.say()
+    world.write(3)  # published, but never arrives
+    world.say(2)
+    assert ann.seqs() == [1, 2, 3, 4, 5, 6]
+
+
+def test_messages_that_come_while_a_hole_is_read_wait_their_turn(world: World) -> None:
+    ann = world.joined()
+    world.say()
+    world.hold = True
+    world.write()
+    world.say()
+    world.say()
+    assert ann.seqs() == [1]
+    world.answer()
+    assert ann.seqs() == [1, 2, 3, 4]
+
+
+def test_more_than_can_wait_is_read_again(world: World) -> None:
+    ann = world.joined()
+    world.hold = True
+    world.write()
+    for _ in range(400):
+        world.say()
+    world.answer()
+    world.hold = False
+    world.answer()
+    assert ann.seqs() == list(range(1, 402))
+
+
+def test_a_batch_that_comes_twice_goes_out_once(world: World) -> None:
+    ann = world.joined()
+    payload = world.write(2)
+    world.publish(payload, payload)
+    assert ann.seqs() == [1, 2]
+
+
+def test_a_head_check_finds_what_was_never_published_here(world: World) -> None:
+    ann = world.joined()
+    world.write(4)
+    world.hub.rooms["tea"].check_head(EPOCH, 4)
+    assert ann.seqs() == [1, 2, 3, 4]
+
+
+def test_resume_gives_exactly_what_is_missing(world: World) -> None:
+    world.write(300)
+    ann = world.joined(after=(EPOCH, 100))
+    assert (ann.events[0]["missing"], ann.events[0]["truncated"]) == (200, False)
+    world.say()
+    assert ann.seqs() == list(range(101, 302))
+
+
+def test_resume_at_the_head_gives_nothing_but_what_comes(world: World) -> None:
+    world.write(7)
+    ann = world.joined(after=(EPOCH, 7))
+    assert ann.events[0]["missing"] == 0
+    world.say()
+    assert ann.seqs() == [8]
+
+
+@pytest.mark.parametrize("after", [("zzzzzzzz", 3), (EPOCH, 99)])
+def test_a_place_that_was_never_here_is_truncated(world: World, after: tuple[str, int]) -> None:
+    world.write(10)
+    ann = world.joined(after=after, history=4)
+    assert ann.events[0]["truncated"] is True and ann.seqs() == [7, 8, 9, 10]
+
+
+def test_resume_behind_the_trimmed_log_is_truncated(world: World) -> None:
+    world.write(500)
+    del world.log[:400]
+    world.first = 401
+    ann = world.joined(after=(EPOCH, 100), history=50)
+    assert ann.events[0]["truncated"] is True and ann.seqs() == list(range(451, 501))
+
+
+def test_a_new_epoch_that_lost_nothing_is_told_before_its_first_event(world: World) -> None:
+    ann = world.joined()
+    world.say(3)
+    world.epoch, world.ends = NEXT, [(EPOCH, 3)]
+    world.say(2)
+    assert ann.kinds() == ["joined", *["message"] * 3, "reset", *["message"] * 2]
+    reset = ann.events[4]
+    assert (reset["epoch"], reset["seq"], reset["truncated"]) == (NEXT, 3, False)
+    assert ann.seqs() == [1, 2, 3, 4, 5]
+
+
+def test_events_of_the_old_epoch_that_were_missed_come_before_the_reset(world: World) -> None:
+    ann = world.joined()
+    world.say(3)
+    world.write(2)
+    world.epoch, world.ends = NEXT, [(EPOCH, 5)]
+    world.say(2)
+    assert ann.seqs() == [1, 2, 3, 4, 5, 6, 7]
+    assert ann.kinds().index("reset") == 6
+
+
+def test_a_store_that_lost_events_is_never_hidden(world: World) -> None:
+    ann = world.joined()
+    world.say(5)
+    del world.log[3:]  # a replica without the last two was promoted
+    world.epoch, world.ends = NEXT, [(EPOCH, 3)]
+    world.say(1)
+    reset = ann.events[-2]
+    assert (reset["type"], reset["seq"], reset["truncated"]) == ("reset", 3, True)
+    assert ann.events[-1]["seq"] == 4
+    assert world.joined(after=(EPOCH, 3)).events[0]["truncated"] is False
+    assert world.joined(after=(EPOCH, 5)).events[0]["truncated"] is True
+
+
+def test_an_empty_store_starts_over_and_says_so(world: World) -> None:
+    ann = world.joined()
+    world.say(5)
+    world.log, world.epoch, world.ends = [], NEXT, []
+    world.say(1)
+    world.say(1)
+    assert ann.kinds()[-2:] == ["reset", "message"]
+    assert ann.events[-2]["truncated"] is True and ann.events[-1]["seq"] == 2
+
+
+def test_a_late_payload_of_an_old_epoch_is_passed_over(world: World) -> None:
+    ann = world.joined()
+    old = world.write(2)
+    world.epoch, world.ends = NEXT, [(EPOCH, 2)]
+    world.say(1)
+    world.publish(old)
+    assert ann.seqs() == [1, 2, 3] and world.hub.rooms["tea"].state is State.LIVE
+
+
+def test_a_join_fails_clearly_while_the_store_is_away_and_works_again_later(world: World) -> None:
+    world.away = True
+    ann = world.joined()
+    assert ann.failed == 1 and ann.events == []
+    world.away = False
+    world.write()
+    assert world.joined().seqs() == [1]
+
+
+def test_a_hole_while_the_store_is_away_is_filled_later(world: World) -> None:
+    ann = world.joined()
+    world.say()
+    world.away = True
+    world.write()
+    world.say()
+    assert ann.seqs() == [1]
+    world.away = False
+    world.say()
+    assert ann.seqs() == [1, 2, 3, 4]
+
+
+def test_a_malformed_payload_is_left_out(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    ann = world.joined()
+    world.publish(b"E" + b"x" * 5)
+    world.say()
+    assert ann.seqs() == [1] and "malformed" in caplog.text
+
+
+def test_whoever_left_gets_nothing_more(world: World) -> None:
+    ann = world.joined()
+    world.say()
+    world.hub.rooms["tea"].leave(ann)  # type: ignore[arg-type]
+    world.say()
+    assert ann.seqs() == [1]
+
+
+def test_ten_thousand_who_come_back_read_the_log_once() -> None:
+    world = World(batch_window_ms=0)
+    world.write(100)
+    world.hold = True
+    members = [world.joined(after=(EPOCH, 90)) for _ in range(10_000)]
+    assert len(world.reads) == 1
+    world.answer()
+    assert all(member.seqs() == list(range(91, 101)) for member in members)
+
+
+# Windows -------------------------------------------------------------------------------------------
+
+
+def test_a_quiet_room_writes_at_once_and_a_busy_one_once_per_window() -> None:
+    world = World(batch_window_ms=10)
+    ann = world.joined()
+    world.say()
+    assert ann.seqs() == [1] and world.timers == []
+    world.say()
+    world.say()
+    assert ann.seqs() == [1]
+    world.pass_time(0.011)
+    assert ann.seqs() == [1, 2, 3]
+    world.pass_time(0.05)
+    world.say()
+    assert ann.seqs() == [1, 2, 3, 4] and world.timers == []
+
+
+def test_no_batch_is_written_while_the_last_one_still_goes_out() -> None:
+    world = World(batch_window_ms=10)
+    ann = world.joined()
+    channel: Any = world.hub.rooms["tea"].channels[0]
+    channel.busy = True
+    world.say()
+    world.pass_time(1.0)
+    assert ann.seqs() == []
+    channel.busy = False
+    world.pass_time(1.0)
+    assert ann.seqs() == [1]
+
+
+def test_a_joiner_in_the_middle_of_a_window_gets_each_message_once() -> None:
+    world = World(batch_window_ms=10)
+    world.joined()
+    world.say()
+    world.say()
+    bob = world.joined()
+    world.pass_time(0.02)
+    assert bob.seqs() == [1, 2]
+
+
+# Bounds --------------------------------------------------------------------------------------------
+
+
+def test_an_empty_room_is_dropped_after_its_grace() -> None:
+    world = World(subscription_grace_seconds=10)
+    ann = world.joined()
+    world.hub.rooms["tea"].leave(ann)  # type: ignore[arg-type]
+    world.hub.tick()
+    world.pass_time(9)
+    world.hub.tick()
+    assert world.closed == []
+    world.pass_time(2)
+    world.hub.tick()
+    assert world.closed == ["tea"] and world.hub.rooms == {}
+
+
+def test_the_ring_stays_within_its_bytes(world: World) -> None:
+    small = World(batch_window_ms=0, ring_bytes=2000)
+    small.joined()
+    for _ in range(200):
+        small.say()
+    room = small.hub.rooms["tea"]
+    assert 0 < room.ring.size <= 2000
+    # What the ring has forgotten comes from the log.
+    assert small.joined(history=200).seqs() == list(range(1, 201))
