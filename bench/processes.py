@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -99,7 +100,9 @@ class Server:
 
 
 @contextmanager
-def running_server(data_dir: Path, *options: str, workers: int = 2, port: int = 0) -> Iterator[Server]:
+def running_server(
+    data_dir: Path, *options: str, workers: int = 2, port: int = 0, scheme: str = "http"
+) -> Iterator[Server]:
     """Start the server on loopback, wait until it is ready, stop it at the end.
 
     Raises:
@@ -116,9 +119,10 @@ def running_server(data_dir: Path, *options: str, workers: int = 2, port: int = 
             ],
             stdout=log,
             stderr=subprocess.STDOUT,
+            cwd=data_dir,
         )
     try:
-        _wait_ready(process, port, log_path)
+        _wait_ready(process, f"{scheme}://127.0.0.1:{port}/readyz", log_path)
         yield Server(process, port)
     finally:
         if process.poll() is None:
@@ -131,13 +135,15 @@ def running_server(data_dir: Path, *options: str, workers: int = 2, port: int = 
             raise
 
 
-def _wait_ready(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
+def _wait_ready(process: subprocess.Popen[bytes], url: str, log_path: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as answer:
+            # The certificate of a test's own server is nobody's business.
+            context = ssl._create_unverified_context() if url.startswith("https") else None
+            with urllib.request.urlopen(url, timeout=1, context=context) as answer:
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, OSError):

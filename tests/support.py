@@ -31,13 +31,14 @@ class Person:
         if tls:
             context = ssl.create_default_context()
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        # Entered by hand: a person's connection lives as long as its test wants.
         self.socket: ClientConnection = connect(
             f"{'wss' if tls else 'ws'}://127.0.0.1:{port}{path or '/ws?' + query}",
             ssl=context,
             max_size=None,
             compression=None,
             ping_interval=None,
-        )
+        ).__enter__()
         self.events: list[dict[str, Any]] = []
         self.welcome = self.expect("welcome")
         self.user = self.welcome["user"]

@@ -1,0 +1,337 @@
+"""People who chat: on two workers, with real sockets and a real store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bench.processes import Server, running_server
+from tests.support import Person, http, new_id
+from websockets.exceptions import ConnectionClosed
+
+
+def on_each_worker(port: int, room: str, people: int = 8) -> list[Person]:
+    """Enough people that both workers have some: the kernel spreads them by a hash."""
+    found = [Person(port, f"P{number}") for number in range(people)]
+    for person in found:
+        person.join(room)
+    return found
+
+
+def close_all(people: list[Person]) -> None:
+    for person in people:
+        person.socket.close()
+
+
+def test_messages_cross_workers_and_everyone_gets_each_once_in_one_order(server: Server, room: str) -> None:
+    people = on_each_worker(server.port, room)
+    sent = [person.say(room, f"{turn} of {person.user['name']}") for turn in range(5) for person in people]
+    orders = []
+    for person in people:
+        messages = person.messages(len(sent))
+        assert [message["seq"] for message in messages] == list(range(1, len(sent) + 1))
+        orders.append([message["id"] for message in messages])
+    assert all(order == orders[0] for order in orders) and sorted(orders[0]) == sorted(sent)
+    close_all(people)
+
+
+def test_a_message_carries_who_said_it_and_when(server: Server, room: str) -> None:
+    with Person(server.port, "Ada Lovelace") as ada:
+        ada.join(room)
+        message_id = ada.say(room, "naïve\n🙂")
+        (message,) = ada.messages(1)
+    assert message["user"] == ada.user and message["text"] == "naïve\n🙂" and message["id"] == message_id
+    assert message["room"] == room and abs(message["ts"] / 1000 - time.time()) < 10
+
+
+def test_a_joiner_gets_the_history_and_then_what_comes(server: Server, room: str) -> None:
+    with Person(server.port) as ada, Person(server.port) as bob:
+        ada.join(room)
+        for number in range(120):
+            ada.say(room, str(number))
+        ada.messages(120)
+        joined = bob.join(room, history=100)
+        assert (joined["seq"], joined["missing"], joined["truncated"]) == (120, 100, False)
+        ada.say(room, "live")
+        assert [message["seq"] for message in bob.messages(101)] == list(range(21, 122))
+
+
+def test_people_who_join_while_others_talk_miss_and_double_nothing(server: Server, room: str) -> None:
+    with Person(server.port) as talker:
+        talker.join(room)
+        joiners = []
+        for turn in range(20):
+            for number in range(10):
+                talker.say(room, f"{turn}-{number}")
+            joiner = Person(server.port)
+            joiner.command(type="join", room=room, history=1000)
+            joiners.append(joiner)
+        talker.messages(200)
+        for joiner in joiners:
+            seqs = [message["seq"] for message in joiner.messages(200)]
+            assert seqs == list(range(1, 201))
+        close_all(joiners)
+
+
+def test_a_resume_on_any_worker_gives_all_that_is_missing(server: Server, room: str) -> None:
+    with Person(server.port) as ada:
+        epoch = ada.join(room)["epoch"]
+        for number in range(300):
+            ada.say(room, str(number))
+        ada.messages(300)
+        for _ in range(4):
+            with Person(server.port) as bob:
+                joined = bob.join(room, after={"epoch": epoch, "seq": 10})
+                assert (joined["missing"], joined["truncated"]) == (290, False)
+                assert [message["seq"] for message in bob.messages(290)] == list(range(11, 301))
+
+
+def test_the_same_id_is_stored_once_whoever_asks_and_wherever(server: Server, room: str) -> None:
+    with Person(server.port) as ada:
+        ada.join(room)
+        message_id = ada.say(room, "once")
+        first = ada.expect("message")
+        ada.say(room, "once", message_id)
+        assert ada.expect("ack")["seq"] == first["seq"]
+        for _ in range(4):
+            with Person(server.port, token=ada.welcome["session"]) as again:
+                assert again.user == ada.user
+                again.join(room)
+                again.say(room, "once", message_id)
+                assert again.expect("ack", id=message_id)["seq"] == first["seq"]
+                again.say(room, "another text", message_id)
+                assert again.expect("error", id=message_id)["code"] == "id_reused"
+        with Person(server.port, "Bob") as bob:
+            bob.join(room, history=0)
+            bob.say(room, "once", message_id)
+            assert bob.expect("message", id=message_id)["user"] == bob.user
+
+
+def test_a_stored_message_is_acknowledged_even_by_whoever_has_left(server: Server, room: str) -> None:
+    with Person(server.port) as ada:
+        ada.join(room)
+        message_id = ada.say(room, "then I left")
+        ada.command(type="leave", room=room)
+        kinds = [event for event in ada.quiet(1.0) if event.get("id") == message_id]
+        assert len(kinds) == 1 and kinds[0]["type"] in ("ack", "message")
+        ada.say(room, "then I left", message_id)
+        assert ada.expect("ack", id=message_id)["seq"] == 1
+        ada.say(room, "never in")
+        assert ada.expect("error")["code"] == "not_joined"
+
+
+def test_leaving_ends_what_comes(server: Server, room: str) -> None:
+    with Person(server.port) as ada, Person(server.port) as bob:
+        ada.join(room)
+        bob.join(room)
+        bob.command(type="leave", room=room)
+        assert bob.expect("left") == {"type": "left", "room": room, "reason": "left"}
+        ada.say(room, "alone")
+        ada.messages(1)
+        assert all(event["type"] != "message" for event in bob.quiet(0.5))
+
+
+def test_presence_tells_who_came_and_went_and_who_lists_them(server: Server, room: str) -> None:
+    with Person(server.port, "Ada") as ada:
+        ada.join(room)
+        bob = Person(server.port, "Bob")
+        bob.join(room)
+        came = ada.expect("presence", people=2)
+        assert bob.user in came["joined"]
+        ada.command(type="who", room=room)
+        who = ada.expect("who")
+        assert who["people"] == 2 and sorted(user["name"] for user in who["users"]) == ["Ada", "Bob"]
+        bob.command(type="leave", room=room)
+        assert ada.expect("presence", people=1)["left"] == [bob.user]
+        bob.socket.close()
+
+
+def test_a_reconnect_is_no_leave(server: Server, room: str) -> None:
+    with Person(server.port, "Ada") as ada:
+        ada.join(room)
+        bob = Person(server.port, "Bob")
+        bob.join(room)
+        ada.expect("presence", people=2)
+        bob.socket.close()
+        with Person(server.port, token=bob.welcome["session"]) as again:
+            again.join(room)
+            events = ada.quiet(2.5)
+            assert all(not event["left"] for event in events if event["type"] == "presence")
+
+
+def test_typing_reaches_the_others(server: Server, room: str) -> None:
+    with Person(server.port, "Ada") as ada, Person(server.port, "Bob") as bob:
+        ada.join(room)
+        bob.join(room)
+        bob.command(type="typing", room=room)
+        assert ada.expect("typing")["users"] == [bob.user]
+
+
+def test_a_room_has_any_name_within_the_rules(server: Server) -> None:
+    for name in ("}x", "a/b c", "日本語 👋", 'q"uote\\', "r" * 64):
+        with Person(server.port) as ada:
+            assert ada.join(name)["room"] == name
+            ada.say(name, "hello")
+            assert ada.expect("message")["room"] == name
+
+
+def test_limits_are_told_and_kept(server: Server, room: str) -> None:
+    with Person(server.port) as ada:
+        limits = ada.welcome["limits"]
+        ada.join(room)
+        ada.say(room, "x" * limits["text_chars"])
+        ada.messages(1)
+        ada.say(room, "x" * (limits["text_chars"] + 1))
+        assert ada.expect("error")["code"] == "bad_text"
+        for number in range(limits["rooms"] - 1):
+            ada.command(type="join", room=f"{room}-{number}", history=0)
+        ada.command(type="join", room="one too many")
+        assert ada.expect("error", timeout=10)["code"] == "too_many_rooms"
+
+
+def test_two_hundred_clients_and_every_count_is_exact(server: Server, room: str) -> None:
+    from bench.load import Load, Plan
+
+    plan = Plan(port=server.port, rooms=5, members=40, processes=1, prefix=room)
+    with Load(plan) as load:
+        assert load.connect(30).joined == 200
+        load.idle(0.5)
+        report = load.send(3.0, 300)
+    assert report.exact and report.delivered == report.sent * 40 and report.sent >= 890, report
+
+
+# Servers of their own ------------------------------------------------------------------------------
+
+
+def test_a_flood_is_told_when_to_try_again(tmp_path: Path, room: str) -> None:
+    options = ("--messages-per-second=5", "--typing-per-second=1", "--drain-seconds=0.2")
+    with running_server(tmp_path, *options, workers=1) as server, Person(server.port) as ada:
+        ada.join(room)
+        ids = [ada.say(room, f"n{number}") for number in range(30)]
+        events = ada.quiet(1.5)
+        stored = {event["id"] for event in events if event["type"] == "message"}
+        refused = {event["id"]: event for event in events if event["type"] == "error"}
+        assert stored | set(refused) == set(ids) and not stored & set(refused) and 10 <= len(stored) <= 15
+        assert all(e["code"] == "rate_limited" and e["retry_after_ms"] > 0 for e in refused.values())
+        # Whatever a rule says: what is stored is acknowledged.
+        ada.say(room, "n0", ids[0])
+        for _ in range(20):
+            ada.say(room, "flood")
+        ada.say(room, "n1", ids[1])
+        assert ada.expect("ack", id=ids[1])["seq"] == 2
+
+
+@pytest.fixture(scope="module")
+def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"), "-days", "2"),
+            *("-subj", "/CN=localhost"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    options = (f"--certfile={folder / 'cert.pem'}", f"--keyfile={folder / 'key.pem'}", "--drain-seconds=0.2")
+    with running_server(folder, *options, workers=2, scheme="https") as running:
+        yield running
+
+
+def test_everything_works_over_tls_too(tls_server: Server, room: str) -> None:
+    people = [Person(tls_server.port, f"P{number}", tls=True) for number in range(6)]
+    for person in people:
+        person.join(room)
+    for person in people:
+        person.say(room, "over TLS")
+    for person in people:
+        assert [message["seq"] for message in person.messages(6)] == list(range(1, 7))
+    with Person(tls_server.port, tls=True) as late:
+        assert late.join(room)["missing"] == 6
+        assert len(late.messages(6)) == 6
+        late.socket.send(b"binary")
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                late.read()
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1003
+    close_all(people)
+
+
+def test_jwts_decide_who_comes_in_and_where(tmp_path: Path, room: str) -> None:
+    import jwt
+
+    key = "k" * 40
+    options = ("--auth=required", f"--jwt-key={key}", "--drain-seconds=0.2")
+    with running_server(tmp_path, *options, workers=1) as server:
+        claims = {"sub": "42", "name": "Ada", "exp": time.time() + 3, "rooms": [room]}
+        with Person(server.port, token=jwt.encode(claims, key, "HS256")) as ada:
+            assert ada.user == {"id": "42", "name": "Ada"}
+            ada.join(room)
+            ada.command(type="join", room="elsewhere")
+            assert ada.expect("error")["code"] == "forbidden"
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    ada.read(10)
+            assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
+        assert http(server.port, "GET", f"/api/rooms/{room}/messages").status == 401
+
+
+def test_redis_away_and_back_is_told_and_loses_nothing(tmp_path: Path, room: str) -> None:
+    with running_server(tmp_path, "--drain-seconds=0.2", workers=2) as server, Person(server.port) as ada:
+        ada.join(room)
+        ada.say(room, "before")
+        ada.messages(1)
+        store = server.store
+        assert store is not None
+        subprocess.run(["kill", "-9", str(store)], check=True)
+        assert ada.expect("status")["broker"] == "down"
+        message_id = ada.say(room, "while it was away")
+        assert ada.expect("status", timeout=10)["broker"] == "up"
+        found = ada.expect("message", timeout=10, id=message_id)
+        assert found["seq"] == 2
+        kinds = [event["type"] for event in ada.events]
+        assert "reset" in kinds and kinds.index("reset") < len(kinds) - 1
+        with Person(server.port) as bob:
+            assert bob.join(room)["missing"] == 2
+
+
+def test_members_are_told_bye_before_a_drain(tmp_path: Path, room: str) -> None:
+    with running_server(tmp_path, "--drain-seconds=1", workers=1) as server:
+        people = [Person(server.port) for _ in range(10)]
+        for person in people:
+            person.join(room)
+        people[0].say(room, "last words")
+        server.process.terminate()
+        for person in people:
+            try:
+                while True:
+                    person.read(10)
+            except ConnectionClosed as closed:
+                assert closed.rcvd is not None and closed.rcvd.code == 1012
+            bye = person.events[-1]
+            assert bye["type"] == "bye" and 0 <= bye["retry_after_ms"] <= 1000
+            assert any(event["type"] == "message" for event in person.events)
+
+
+def test_a_moderator_removes_and_ends(server: Server, room: str) -> None:
+    key = {"X-API-Key": "a-key-for-the-tests"}
+    with Person(server.port, "Bob") as bob:
+        bob.join(room)
+        assert http(server.port, "DELETE", f"/api/rooms/{room}/members/{bob.user['id']}", headers=key).status == 204
+        assert bob.expect("left")["reason"] == "removed"
+        bob.join(room)
+        assert http(server.port, "DELETE", f"/api/users/{bob.user['id']}/sessions", headers=key).status == 204
+        assert bob.expect("bye")["reason"] == "session_ended"
+        time.sleep(0.2)
+        status = http(server.port, "GET", f"/api/session?token={json.dumps(bob.welcome['session'])[1:-1]}").status
+        assert status == 401
+
+
+def test_ids_of_the_tests_are_ids_of_the_protocol() -> None:
+    from tornadochat.protocol import ID
+
+    assert ID.fullmatch(new_id())
