@@ -1,0 +1,212 @@
+"""The parent's duties, on real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bench.processes import Server, command, free_port, running_server, tree
+from tests.support import Person, http
+
+QUICK = "--drain-seconds=0.3"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> float:
+    """Wait until something is so; returns how long it took."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < seconds, "it did not become so in time"
+        time.sleep(0.01)
+    return time.monotonic() - begin
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether none of these processes is left, not even as a zombie of somebody else."""
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "server.log").read_text()
+
+
+def test_a_killed_worker_is_back_within_a_second_and_others_are_unaffected(tmp_path: Path) -> None:
+    with running_server(tmp_path, QUICK, "--debug-headers", workers=2) as server:
+        people = [Person(server.port) for _ in range(10)]
+        for person in people:
+            person.join("tea")
+        by_worker = {pid: [] for pid in server.workers}  # type: ignore[var-annotated]
+        victim, survivor = server.workers
+        os.kill(victim, signal.SIGKILL)
+        took = wait_for(lambda: len(server.workers) == 2 and victim not in server.workers)
+        assert took < 1.0 and survivor in server.workers
+        stayed = []
+        for person in people:
+            try:
+                person.say("tea", "still here?")
+                person.expect("message", timeout=3)
+                stayed.append(person)
+            except Exception:
+                person.socket.close()
+        assert 0 < len(stayed) < 10 or by_worker
+        wait_for(lambda: all(http(server.port, "GET", "/readyz").status == 200 for _ in range(8)))
+        for person in stayed:
+            person.socket.close()
+
+
+def test_a_worker_is_replaced_however_often(tmp_path: Path) -> None:
+    with running_server(tmp_path, QUICK, workers=1) as server:
+        for _ in range(12):
+            (victim,) = server.workers
+            wait_for(lambda: http_ready(server))
+            os.kill(victim, signal.SIGKILL)
+            wait_for(lambda victim=victim: server.workers not in ([], [victim]), 2.0)  # type: ignore[misc]
+        assert wait_for(lambda: http_ready(server)) < 3
+
+
+def http_ready(server: Server) -> bool:
+    try:
+        return http(server.port, "GET", "/readyz").status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_everything_the_store_last(tmp_path: Path, number: int) -> None:
+    with running_server(tmp_path, QUICK, workers=3) as server:
+        with Person(server.port) as ada:
+            ada.join("tea")
+            pids = server.pids
+            assert len(pids) == 5 and server.store is not None
+            server.process.send_signal(number)
+            assert server.process.wait(8) == 0
+        assert gone(pids)
+    assert not (tmp_path / "store.sock").exists()
+
+
+def test_a_terminals_ctrl_c_reaches_the_group_and_still_drains_in_order(tmp_path: Path) -> None:
+    with running_server(tmp_path, QUICK, workers=2) as server:
+        pids = server.pids
+        for pid in (server.process.pid, *server.workers):
+            os.kill(pid, signal.SIGINT)
+        assert server.process.wait(8) == 0
+        assert gone(pids) and "Traceback" not in log_of(tmp_path)
+
+
+def test_nothing_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
+    with running_server(tmp_path, QUICK, workers=2) as server:
+        pids = server.pids
+        server.process.kill()
+        server.process.wait()
+        wait_for(lambda: gone(pids))
+    with running_server(tmp_path, QUICK, workers=2) as again:
+        assert again.store is not None
+
+
+def test_sighup_replaces_every_worker_without_refusing_anybody(tmp_path: Path) -> None:
+    with running_server(tmp_path, QUICK, workers=2) as server:
+        before = server.workers
+        server.process.send_signal(signal.SIGHUP)
+        connects = 0
+        deadline = time.monotonic() + 15
+        while set(before) & set(server.workers):
+            with Person(server.port) as person:
+                person.join("tea", history=0)
+            connects += 1
+            assert time.monotonic() < deadline
+        wait_for(lambda: len(server.workers) == 2)
+        assert connects > 5 and "all workers are replaced" in log_of(tmp_path)
+        metrics = http(server.port, "GET", "/metrics").body.decode()
+        assert "tornadochat_worker_restarts_total 2.0" in metrics
+
+
+def test_the_embedded_store_is_started_again_when_it_dies(tmp_path: Path) -> None:
+    with running_server(tmp_path, QUICK, workers=1) as server:
+        first = server.store
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: server.store not in (None, first))
+        wait_for(lambda: http_ready(server))
+
+
+def start(*options: str) -> subprocess.CompletedProcess[str]:
+    """Start a server that should end by itself."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "tornadochat", *options], capture_output=True, text=True, timeout=20
+    )
+
+
+def test_a_second_server_on_the_same_port_says_so_and_ends(tmp_path: Path) -> None:
+    with running_server(tmp_path / "a", QUICK, workers=1) as server:
+        second = start("--port", str(server.port), "--data-dir", str(tmp_path / "b"))
+        assert second.returncode == 1 and f"port {server.port}" in second.stderr
+        assert "--port" in second.stderr and http_ready(server)
+
+
+def test_a_second_server_on_the_same_data_folder_says_so_and_ends(tmp_path: Path) -> None:
+    with running_server(tmp_path, QUICK, workers=1) as server:
+        second = start("--port", str(free_port()), "--data-dir", str(tmp_path))
+        assert second.returncode == 1 and "--data-dir" in second.stderr and http_ready(server)
+
+
+def test_an_unreachable_redis_is_waited_for(tmp_path: Path) -> None:
+    port, redis_port = free_port(), free_port()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", "tornadochat", f"--port={port}", "--workers=1", QUICK),
+            f"--redis=redis://127.0.0.1:{redis_port}",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+
+        def healthy() -> bool:
+            try:
+                return bool(http(port, "GET", "/healthz").json["store"] == "down")
+            except OSError:
+                return False
+
+        wait_for(healthy, 10)
+        assert http(port, "GET", "/readyz").status == 503
+    finally:
+        process.terminate()
+        output, _ = process.communicate(timeout=10)
+    assert "cannot be reached" in output and process.returncode == 0
+
+
+def test_a_worker_that_cannot_start_is_retried_with_back_off(tmp_path: Path) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text(
+        "import sys, logging\n"
+        "from tornadochat.settings import Settings\n"
+        "from tornadochat.supervisor import Supervisor\n"
+        "from pathlib import Path\n"
+        "logging.basicConfig(level=logging.INFO)\n"
+        "def worker(**given):\n"
+        "    raise RuntimeError('no luck today')\n"
+        f"settings = Settings(port=0, workers=1, data_dir=Path({str(tmp_path / 'data')!r}))\n"
+        "sys.exit(Supervisor(settings, worker).run())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-P", str(script)], stderr=subprocess.PIPE, text=True)
+    time.sleep(2.5)
+    pids = tree(process.pid)
+    process.terminate()
+    _, output = process.communicate(timeout=15)
+    assert process.returncode == 0 and gone(pids)
+    tries = output.count("no luck today")
+    assert 3 <= tries // 1 <= 12 and "trying again in 0.1 s" in output and "trying again in 0.8 s" in output
+
+
+def test_the_start_line_says_where_it_is_and_how_to_open_it(tmp_path: Path) -> None:
+    with running_server(tmp_path, QUICK, workers=2) as server:
+        log = log_of(tmp_path)
+        assert f"http://127.0.0.1:{server.port}/" in log and "workers: 2" in log
+        assert str(tmp_path) in log and "--host 0.0.0.0" in log
+        assert all("tornadochat" in command(pid) for pid in server.workers)
