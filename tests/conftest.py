@@ -25,7 +25,6 @@ sys.path.insert(0, _links.name)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_links.name, os.environ.get("PYTHONPATH"))))
 
 from bench.processes import Server, running_server  # noqa: E402
-
 from tornadochat.embedded import EmbeddedStore, find_binary  # noqa: E402
 
 
@@ -36,7 +35,19 @@ def _redis_server(folder: Path) -> Iterator[str]:
         pytest.skip("redis-server is not installed; `apt-get install redis-server`")
     path = folder / "redis.sock"
     process = subprocess.Popen(
-        [binary, "--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", "", "--appendonly", "no"],
+        [
+            binary,
+            "--port",
+            "0",
+            "--unixsocket",
+            str(path),
+            "--dir",
+            str(folder),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ],
         stdout=subprocess.DEVNULL,
     )
     try:

@@ -25,7 +25,9 @@ def new_id() -> str:
 class Person:
     """One connection; every event is kept, in order."""
 
-    def __init__(self, port: int, name: str = "Ada", *, token: str = "", tls: bool = False, path: str = "") -> None:
+    def __init__(
+        self, port: int, name: str = "Ada", *, token: str = "", tls: bool = False, path: str = ""
+    ) -> None:
         query = f"token={quote(token)}" if token else f"name={quote(name)}"
         context = None
         if tls:
@@ -131,7 +133,9 @@ def http(port: int, method: str, path: str, body: Any = None, headers: dict[str,
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # of RFC 6455 section 1.3
 
 
-def request_bytes(path: str = "/ws?name=Raw", *, method: str = "GET", version: str = "HTTP/1.1", **changed: Any) -> bytes:
+def request_bytes(
+    path: str = "/ws?name=Raw", *, method: str = "GET", version: str = "HTTP/1.1", **changed: Any
+) -> bytes:
     """A handshake; headers are changed by name (``_`` for ``-``), left out by None, repeated by a list."""
     headers: dict[str, Any] = {
         "Host": "127.0.0.1",

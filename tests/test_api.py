@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+
 from bench.processes import Server
 from tests.support import Answer, Person, http, new_id
 
@@ -110,7 +111,10 @@ def test_another_server_posts_once_for_each_id(server: Server, room: str) -> Non
 def test_servers_need_the_key(server: Server, method: str, path: str, body: Any) -> None:
     assert http(server.port, method, path, body).status == 401
     assert http(server.port, method, path, body, {"X-API-Key": "wrong"}).status == 401
-    assert http(server.port, method, path, body, {"Authorization": f"Bearer {KEY['X-API-Key']}"}).status in (201, 204)
+    assert http(server.port, method, path, body, {"Authorization": f"Bearer {KEY['X-API-Key']}"}).status in (
+        201,
+        204,
+    )
 
 
 def test_active_rooms_are_those_with_people(server: Server, room: str) -> None:
@@ -119,7 +123,9 @@ def test_active_rooms_are_those_with_people(server: Server, room: str) -> None:
         bob.join(room)
         ada.expect("presence", people=2)
         for _ in range(40):
-            rooms = {entry["room"]: entry["people"] for entry in http(server.port, "GET", "/api/rooms").json["rooms"]}
+            rooms = {
+                entry["room"]: entry["people"] for entry in http(server.port, "GET", "/api/rooms").json["rooms"]
+            }
             if rooms.get(room) == 2:
                 break
             ada.quiet(0.1)
@@ -149,7 +155,15 @@ def test_metrics_are_prometheus_text_of_all_workers(server: Server, room: str) -
         text = http(server.port, "GET", "/metrics").body.decode()
     names = set(re.findall(r"^# TYPE (\S+)", text, re.M))
     wanted = {
-        *("connections", "worker_rooms", "messages", "deliveries", "sent_bytes", "received_bytes", "backlog_drops"),
+        *(
+            "connections",
+            "worker_rooms",
+            "messages",
+            "deliveries",
+            "sent_bytes",
+            "received_bytes",
+            "backlog_drops",
+        ),
         *("publish_seconds", "loop_lag_seconds", "worker_restarts", "handshakes", "longest_hold_seconds"),
     }
     assert {f"tornadochat_{name}" for name in wanted} <= names | {name.removesuffix("_total") for name in names}

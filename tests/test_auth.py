@@ -24,7 +24,9 @@ def make(**changed: Any) -> Authenticator:
     return Authenticator(Settings(**changed), SECRET)
 
 
-def token(key: Any = JWT_KEY, algorithm: str = "HS256", headers: dict[str, str] | None = None, **claims: Any) -> str:
+def token(
+    key: Any = JWT_KEY, algorithm: str = "HS256", headers: dict[str, str] | None = None, **claims: Any
+) -> str:
     claims = {"sub": "42", "name": "Ada", "exp": time.time() + 60, **claims}
     claims = {name: value for name, value in claims.items() if value is not None}
     return jwt.encode(claims, key, algorithm=algorithm, headers=headers)

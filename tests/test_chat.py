@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+
 from bench.processes import Server, running_server
 from tests.support import Person, http, new_id
-from websockets.exceptions import ConnectionClosed
 
 
 def on_each_worker(port: int, room: str, people: int = 8) -> list[Person]:
@@ -321,7 +322,9 @@ def test_a_moderator_removes_and_ends(server: Server, room: str) -> None:
     key = {"X-API-Key": "a-key-for-the-tests"}
     with Person(server.port, "Bob") as bob:
         bob.join(room)
-        assert http(server.port, "DELETE", f"/api/rooms/{room}/members/{bob.user['id']}", headers=key).status == 204
+        assert (
+            http(server.port, "DELETE", f"/api/rooms/{room}/members/{bob.user['id']}", headers=key).status == 204
+        )
         assert bob.expect("left")["reason"] == "removed"
         bob.join(room)
         assert http(server.port, "DELETE", f"/api/users/{bob.user['id']}/sessions", headers=key).status == 204

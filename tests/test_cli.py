@@ -104,7 +104,12 @@ def test_help_and_version_answer_without_loading_the_server() -> None:
     assert version.stdout.strip() == f"tornadochat {__version__}"
     assert "--redis-prefix" in helped.stdout + helped.stderr
     loaded = subprocess.run(
-        [sys.executable, "-P", "-c", "import sys, tornadochat.cli; print([m for m in sys.modules if 'redis' in m])"],
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            "import sys, tornadochat.cli; print([m for m in sys.modules if 'redis' in m])",
+        ],
         capture_output=True,
         text=True,
     )
@@ -118,5 +123,7 @@ def test_a_wrong_option_ends_with_status_2_and_no_traceback() -> None:
 
 def test_every_option_is_in_the_readme() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    missing = [field.name for field in OPTION_FIELDS if f"`--{flag_of(field.name).replace('_', '-')}`" not in readme]
+    missing = [
+        field.name for field in OPTION_FIELDS if f"`--{flag_of(field.name).replace('_', '-')}`" not in readme
+    ]
     assert missing == []

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from bench.processes import Server, running_server
 from tests.support import KEY, dial, http, read_all, read_head, request_bytes
-
 from tornadochat._fastframe import OP_CLOSE, OP_PING, OP_PONG, OP_TEXT, FrameDecoder, encode_close, encode_frame
 
 MASK = b"\x11\x22\x33\x44"
@@ -122,7 +122,9 @@ def test_a_broken_frame_closes_with_the_right_code(server: Server, sent: bytes, 
 
 
 def test_a_bad_command_answers_error_and_keeps_the_connection(server: Server) -> None:
-    data = b"".join(encode_frame(OP_TEXT, payload, MASK) for payload in (b"{", b'{"type":"x"}', b'{"type":"ping"}'))
+    data = b"".join(
+        encode_frame(OP_TEXT, payload, MASK) for payload in (b"{", b'{"type":"x"}', b'{"type":"ping"}')
+    )
     with upgraded(server.port, data + encode_close(1000, "", MASK)) as sock:
         texts = [payload for opcode, payload in frames_until_close(sock) if opcode == OP_TEXT][1:]
     assert b'"bad_json"' in texts[0] and b'"unknown_type"' in texts[1] and texts[2] == b'{"type":"pong"}'

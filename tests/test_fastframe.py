@@ -186,9 +186,10 @@ def test_published_batches_become_one_batch_of_frames() -> None:
 def test_batches_that_overlap_give_each_event_once() -> None:
     first = pack_published(b"abcdefgh", 5, [b'{"a":1}', b'{"b":2}'])
     again = pack_published(b"abcdefgh", 6, [b'{"b":2}', b'{"c":3}'])
-    assert encode_published([first, first, again]).frames() == encode_events(
-        5, [b'{"a":1}', b'{"b":2}', b'{"c":3}']
-    ).frames()
+    assert (
+        encode_published([first, first, again]).frames()
+        == encode_events(5, [b'{"a":1}', b'{"b":2}', b'{"c":3}']).frames()
+    )
 
 
 def test_a_hole_between_published_batches_is_refused() -> None:

@@ -49,7 +49,9 @@ def test_what_the_websockets_package_sends_is_what_we_read(
 
 
 @given(messages(), st.lists(st.integers(0, 5000), max_size=8))
-def test_what_we_send_is_what_the_websockets_package_reads(sent: list[tuple[int, bytes]], places: list[int]) -> None:
+def test_what_we_send_is_what_the_websockets_package_reads(
+    sent: list[tuple[int, bytes]], places: list[int]
+) -> None:
     data = b"".join(encode_frame(opcode, payload, b"abcd") for opcode, payload in sent)
     peer = PeerProtocol(SERVER, max_size=LIMIT)
     for piece in cut(data, places):

@@ -116,7 +116,9 @@ def test_an_unknown_type_names_those_that_there_are(kind: str) -> None:
     assert error.code == "unknown_type" and "join, leave, send" in error.message
 
 
-@pytest.mark.parametrize("seq", ["1.0", "1e3", "NaN", "Infinity", "1e400", "true", '"1"', "-1", "9007199254740993"])
+@pytest.mark.parametrize(
+    "seq", ["1.0", "1e3", "NaN", "Infinity", "1e400", "true", '"1"', "-1", "9007199254740993"]
+)
 def test_a_seq_is_a_whole_number_that_json_can_carry(seq: str) -> None:
     error = refused(b'{"type":"join","room":"tea","after":{"epoch":"k3f9a1z8","seq":%s}}' % seq.encode())
     assert error.code in ("bad_command", "bad_json")
@@ -143,7 +145,7 @@ json_values = st.recursive(
 )
 fields = st.fixed_dictionaries(
     {"type": st.sampled_from(["join", "leave", "send", "typing", "who", "ping"])},
-    optional={name: json_values for name in ("room", "id", "text", "after", "history", "offset", "limit")},
+    optional=dict.fromkeys(("room", "id", "text", "after", "history", "offset", "limit"), json_values),
 )
 
 
@@ -171,7 +173,14 @@ def test_whatever_text_is_taken_comes_out_as_valid_json(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("given_name", "wanted"),
-    [("Ada", "Ada"), ("  Ada ", "Ada"), ("林さん", "林さん"), ("e\u0301", "é"), ("x" * 40, "x" * 40), ("👩‍🚀", "👩‍🚀")],
+    [
+        ("Ada", "Ada"),
+        ("  Ada ", "Ada"),
+        ("林さん", "林さん"),
+        ("e\u0301", "é"),
+        ("x" * 40, "x" * 40),
+        ("👩‍🚀", "👩‍🚀"),
+    ],
 )
 def test_names_are_normalised(given_name: str, wanted: str) -> None:
     assert normalise_name(given_name) == wanted

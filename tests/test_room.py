@@ -128,9 +128,7 @@ class World:
             sync=lambda room, start: self.later(
                 lambda: room.sync_failed() if self.away else room.synced(self.page(start))
             ),
-            fetch=lambda room, start, done: self.later(
-                lambda: done(None if self.away else self.page(start))
-            ),
+            fetch=lambda room, start, done: self.later(lambda: done(None if self.away else self.page(start))),
             close_room=self.closed.append,
             people=lambda name: len(self.hub.rooms[name]),
             on_presence=lambda name, payload: None,

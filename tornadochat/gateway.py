@@ -161,8 +161,8 @@ class Gateway(Router):
             secure=client.secure,
             allow_origin=services.settings.allow_origin,
         )
-        if services.draining or services.full():
-            raise busy("This worker is full or ending; connect again in a moment.")
+        if services.full():
+            raise busy("This worker is full; connect again in a moment.")
         authenticator = services.authenticator
         if authenticator is None:
             raise busy("The store cannot be reached yet; connect again in a moment.")

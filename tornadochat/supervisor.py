@@ -45,8 +45,12 @@ WATCH_SECONDS = 0.5
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
+# The parent tries to leave ``fork_processes`` this often once all children exist.
+LEAVE_SECONDS = 0.005
+
+
 class _Forked(Exception):
-    """Raised by the handler of SIGUSR1 to leave ``fork_processes``."""
+    """Raised by a signal handler to leave ``fork_processes``; the last child sends SIGUSR1."""
 
 
 class Child:
@@ -105,7 +109,7 @@ class Supervisor:
         self._rolling: list[Slot] = []
         self._stopping_until: float | None = None
         self._announced = False
-        self._forking = False
+        self._forking = self._all_forked = False
         self._wakeup: tuple[int, int] | None = None
         self._port = settings.port
 
@@ -162,14 +166,20 @@ class Supervisor:
         """Start one worker on each of these slots. In a worker this does not return."""
         parent = os.getpid()
         pipes = [os.pipe() for _ in slots]
-        self._forking = True
-        try:
-            # 0 is one for each core; a death before the parent has left ends the wait as well.
-            number = fork_processes(len(slots), max_restarts=0)
-        except (_Forked, RuntimeError, SystemExit):
-            self._forking = False
-        else:
+        self._forking, self._all_forked = True, False
+        # An exception that a handler raises within a fork's own callbacks is swallowed by Python; so
+        # it is raised again until the parent has left.
+        signal.setitimer(signal.ITIMER_REAL, LEAVE_SECONDS, LEAVE_SECONDS)
+        number = None
+        with contextlib.suppress(_Forked, RuntimeError, SystemExit):
+            try:
+                # A death before the parent has left ends the wait as well.
+                number = fork_processes(len(slots), max_restarts=0)
+            finally:
+                self._forking = False
+        if number is not None:
             self._become_worker(slots, number, pipes, parent)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for slot, (reader, writer) in zip(slots, pipes, strict=True):
             os.close(writer)
             self._adopt(slot, reader)
@@ -222,7 +232,7 @@ class Supervisor:
     def _shed(self, slot: Slot, pipes: list[tuple[int, int]], writer: int) -> None:
         """Let go, in a worker, of what only the parent needs."""
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         # Ctrl-C and a closed terminal reach the whole process group; the parent alone decides.
         for number in (signal.SIGINT, signal.SIGHUP):
@@ -246,11 +256,12 @@ class Supervisor:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in HANDLED:
             signal.signal(number, lambda _number, _frame: None)
-        signal.signal(signal.SIGUSR1, self._leave_fork)
+        for number in (signal.SIGUSR1, signal.SIGALRM):
+            signal.signal(number, self._leave_fork)
 
-    def _leave_fork(self, _number: int, _frame: Any) -> None:
-        if self._forking:
-            self._forking = False
+    def _leave_fork(self, number: int, _frame: Any) -> None:
+        self._all_forked = self._all_forked or number == signal.SIGUSR1
+        if self._forking and self._all_forked:
             raise _Forked
 
     def _watch(self) -> None:

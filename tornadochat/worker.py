@@ -194,9 +194,7 @@ class Worker:
         per_step = -(-len(members) // DRAIN_STEPS) or 1
         for first in range(0, len(members), per_step):
             for member in members[first : first + per_step]:
-                retry_after_ms = random.randint(0, int(seconds * 1000))
-                member.connection.send_text(protocol.bye("drain", retry_after_ms))
-                member.connection.close(1012, "the server restarts")
+                self._send_away(member)
             await asyncio.sleep(seconds / DRAIN_STEPS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.close_seconds / 2):
@@ -207,6 +205,12 @@ class Worker:
         await self.broker.close()
         for transport in self.transports:
             transport.close()
+
+    def _send_away(self, member: Member) -> None:
+        # Spread over the drain, so that those who fall together do not return together.
+        retry_after_ms = random.randint(0, int(self.settings.drain_seconds * 1000))
+        member.connection.send_text(protocol.bye("drain", retry_after_ms))
+        member.connection.close(1012, "the server restarts")
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -271,6 +275,12 @@ class Worker:
             rates=self._rates(upgraded.address),
         )
         self.members.add(member)
+        self._begin(member, upgraded)
+        if self.draining:  # it was accepted a moment before the end: nobody is refused for that
+            self._send_away(member)
+
+    def _begin(self, member: Member, upgraded: Upgraded) -> None:
+        identity = upgraded.identity
         welcome = protocol.welcome(identity.user, identity.session, self.rules.limits)
         if upgraded.stream is None:
             connection = member.connection = self.reactor.attach(upgraded.fd, member)

@@ -36,7 +36,9 @@ def find_python() -> str | None:
         path = shutil.which(candidate) if candidate else None
         if path is None:
             continue
-        found = subprocess.run([path, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True)
+        found = subprocess.run(
+            [path, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True
+        )
         if found.stdout.strip() == "(2, 7)":
             return path
     return None
@@ -47,7 +49,17 @@ def install(python: str) -> Path:
     target = CACHE / "site"
     if not (target / "autobahntestsuite").is_dir():
         target.mkdir(parents=True, exist_ok=True)
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(target)]
+        command = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-python-version-warning",
+            "--target",
+            str(target),
+        ]
         subprocess.run([*command, *PINNED], check=True)
     return target
 
@@ -81,8 +93,12 @@ def run(python: str, cases: list[str], folder: Path) -> dict[str, dict[str, str]
             "exclude-agent-cases": {},
         }
         (folder / "spec.json").write_text(json.dumps(spec))
-        script = "import sys; from autobahntestsuite import wstest; sys.argv = ['wstest'] + sys.argv[1:]; wstest.run()"
-        environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONWARNINGS": "ignore"}
+        # addsitedir, since namespace packages of that age come with .pth files.
+        script = (
+            f"import site, sys; sys.path.insert(0, {str(site)!r}); site.addsitedir({str(site)!r}); "
+            "from autobahntestsuite import wstest; sys.argv = ['wstest'] + sys.argv[1:]; wstest.run()"
+        )
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
         with (folder / "wstest.log").open("wb") as log:
             done = subprocess.run(
                 [python, "-c", script, "-m", "fuzzingclient", "-s", str(folder / "spec.json")],
