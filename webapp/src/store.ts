@@ -268,6 +268,7 @@ export class ChatStore {
     room.setPending({ id, text, at: Date.now(), failed: null });
     this.transmit(room, id);
     this.saveDraft(name, "");
+    this.typedAt = 0; // whoever begins anew is told of at once
     this.update();
   }
 

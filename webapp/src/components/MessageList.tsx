@@ -14,6 +14,7 @@ export function MessageList({ room }: { room: RoomView }) {
   const store = useStore();
   const scroller = useRef<HTMLDivElement>(null);
   const following = useRef(true);
+  const lastTop = useRef(0);
   const [away, setAway] = useState(false);
   const { rows } = room;
   const firstKey = rows.find((row) => row.kind === "message")?.key;
@@ -26,6 +27,14 @@ export function MessageList({ room }: { room: RoomView }) {
     getItemKey: (index) => rows[index]?.key ?? index,
     overscan: 8,
   });
+
+  const last = rows[rows.length - 1];
+  const ownPending = last?.kind === "message" && last.pending !== null ? last.key : null;
+
+  useLayoutEffect(() => {
+    // Whoever says something wants to see it, wherever they were reading.
+    if (ownPending !== null) following.current = true;
+  }, [ownPending]);
 
   useLayoutEffect(() => {
     const added = rows.length - before.current.count;
@@ -42,7 +51,10 @@ export function MessageList({ room }: { room: RoomView }) {
   const onScroll = (): void => {
     const box = scroller.current;
     if (box === null) return;
-    following.current = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END_PX;
+    // Only a way up ends the following: new rows alone put any distance between here and the end.
+    if (box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END_PX) following.current = true;
+    else if (box.scrollTop < lastTop.current - 1) following.current = false;
+    lastTop.current = box.scrollTop;
     setAway(!following.current);
     store.setReading(room.name, !following.current);
     if (box.scrollTop < NEAR_START_PX && !following.current) void store.loadOlder(room.name);
