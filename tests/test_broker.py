@@ -150,7 +150,7 @@ def test_repeats_are_recognised_across_a_rotation_and_forgotten_after_two(store_
         (late,) = await bench.publish("a", ids=["x"])
         assert late.status == "stored"
 
-    run(store_url, work, repeat_window_seconds=2)
+    run(store_url, work, repeat_window_seconds=1)
 
 
 def test_remembered_ids_are_bounded(store_url: str) -> None:

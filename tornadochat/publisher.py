@@ -160,7 +160,7 @@ class Publisher:
             settings.history_seconds,
             settings.history_bytes,
             settings.history_ttl_seconds,
-            max(1, settings.repeat_window_seconds // 2),
+            settings.repeat_window_seconds,
             settings.repeat_entries,
             "P",
         )

@@ -68,7 +68,7 @@ class Settings:
     history_ttl_seconds: int = option(
         7 * 86400, "seconds that a room's log lives after its last member left", "store", "history_ttl"
     )
-    repeat_window_seconds: int = option(600, "a repeated send is recognised for at least half of this", "store")
+    repeat_window_seconds: int = option(600, "seconds for which a repeated send is recognised, at least", "store")
     # Rotated earlier above this, so that a flooded room cannot fill the store with ids.
     repeat_entries: int = option(100_000, "ids remembered for each room, at most", "store")
 
