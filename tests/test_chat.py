@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from websockets.exceptions import ConnectionClosed
+import redis
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from bench.processes import Server, running_server
 from tests.support import Person, http, new_id
@@ -298,6 +299,38 @@ def test_redis_away_and_back_is_told_and_loses_nothing(tmp_path: Path, room: str
         assert "reset" in kinds and kinds.index("reset") < len(kinds) - 1
         with Person(server.port) as bob:
             assert bob.join(room)["missing"] == 2
+
+
+def test_a_store_that_lost_everything_costs_the_history_but_not_the_sessions(tmp_path: Path, room: str) -> None:
+    with running_server(tmp_path, "--drain-seconds=0.2", workers=1) as server, Person(server.port) as ada:
+        epoch = ada.join(room)["epoch"]
+        ada.say(room, "lost")
+        ada.messages(1)
+        with redis.Redis.from_url(f"unix://{tmp_path / 'store.sock'}") as client:
+            client.flushall()
+            assert server.store is not None
+            subprocess.run(["kill", "-9", str(server.store)], check=True)
+        assert ada.expect("status", broker="down") and ada.expect("status", timeout=10, broker="up")
+        reset = ada.expect("reset", timeout=10)
+        assert reset["truncated"] is True and reset["epoch"] != epoch
+        ada.say(room, "first of the new epoch")
+        assert ada.expect("message")["seq"] == 1
+        # A worker that starts later signs with the same secret, and finds who is here.
+        time.sleep(2.2)
+        subprocess.run(["kill", "-9", str(server.workers[0])], check=True)
+        with pytest.raises(ConnectionClosed):
+            ada.expect("nothing")
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                again = Person(server.port, token=ada.welcome["session"])
+                break
+            except (InvalidStatus, OSError):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        assert again.user == ada.user
+        assert again.join(room, after={"epoch": epoch, "seq": 1})["truncated"] is True
+        again.socket.close()
 
 
 def test_members_are_told_bye_before_a_drain(tmp_path: Path, room: str) -> None:

@@ -125,14 +125,16 @@ class World:
             channel_of=lambda name: name.encode(),
             now=lambda: self.now,
             schedule=lambda delay, call: self.timers.append((self.now + delay, call)),
-            sync=lambda room, start: self.later(
-                lambda: room.sync_failed() if self.away else room.synced(self.page(start))
-            ),
+            sync=self.sync,
             fetch=lambda room, start, done: self.later(lambda: done(None if self.away else self.page(start))),
             close_room=self.closed.append,
             people=lambda name: len(self.hub.rooms[name]),
             on_presence=lambda name, payload: None,
         )
+
+    def sync(self, room: Room, start: int) -> None:
+        page = self.page(start)  # as the log is now; the answer may come later
+        self.later(lambda: room.sync_failed() if self.away else room.synced(page))
 
     def later(self, read: Callable[[], None]) -> None:
         self.reads.append(read)
@@ -226,6 +228,18 @@ def test_messages_that_come_while_a_hole_is_read_wait_their_turn(world: World) -
     world.write()
     world.say()
     world.say()
+    assert ann.seqs() == [1]
+    world.answer()
+    assert ann.seqs() == [1, 2, 3, 4]
+
+
+def test_what_is_published_behind_the_page_that_was_read_goes_out_with_it(world: World) -> None:
+    ann = world.joined()
+    world.say()
+    world.hold = True
+    world.write()
+    world.publish(world.write())  # a hole: the log is read up to 3
+    world.publish(world.write())  # behind what was read
     assert ann.seqs() == [1]
     world.answer()
     assert ann.seqs() == [1, 2, 3, 4]

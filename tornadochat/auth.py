@@ -67,8 +67,13 @@ def redacted(text: str) -> str:
     return IN_URL.sub(r"\1=...", text)
 
 
-async def load_secret(store: redis.asyncio.Redis, settings: Settings) -> str:
+async def load_secret(store: redis.asyncio.Redis, settings: Settings, known: str = "") -> str:
     """The secret that signs sessions: the option's, or the one that all machines find in the store.
+
+    Args:
+        store: Where it is kept.
+        settings: The option and the namespace.
+        known: What this worker has used so far; put back into a store that lost it.
 
     Raises:
         Unavailable: The store cannot be reached.
@@ -77,7 +82,7 @@ async def load_secret(store: redis.asyncio.Redis, settings: Settings) -> str:
         return settings.session_secret
     key = f"{settings.redis_prefix}:secret"
     try:
-        await store.set(key, secrets.token_hex(SECRET_BYTES), nx=True)
+        await store.set(key, known or secrets.token_hex(SECRET_BYTES), nx=True)
         found: Any = await store.get(key)
     except redis.RedisError as error:
         raise Unavailable(str(error)) from None
@@ -99,7 +104,7 @@ class Authenticator:
 
     def __init__(self, settings: Settings, secret: str) -> None:
         self._settings = settings
-        self._secret = secret
+        self.secret = secret
         self._keys = JwtKeys(settings)
         self._ended: dict[str, float] = {}
 
@@ -122,7 +127,7 @@ class Authenticator:
     def _issue(self, user: User) -> Identity:
         now = time.time()
         value = ujson.dumps([user.id, user.name, round(now, 3)])
-        token = create_signed_value(self._secret, VALUE_NAME, value).decode("ascii")
+        token = create_signed_value(self.secret, VALUE_NAME, value).decode("ascii")
         return Identity(user, token, None, now + self._settings.session_seconds)
 
     def read_session(self, token: str) -> Identity | None:
@@ -130,7 +135,7 @@ class Authenticator:
         it is not valid (any more)."""
         seconds = self._settings.session_seconds
         try:
-            value = decode_signed_value(self._secret, VALUE_NAME, token, max_age_days=seconds / 86400)
+            value = decode_signed_value(self.secret, VALUE_NAME, token, max_age_days=seconds / 86400)
             user_id, name, issued = ujson.loads(value) if value else (None, None, 0)
         except (ValueError, TypeError):
             return None

@@ -120,6 +120,13 @@ class Presence:
         """Begin to beat."""
         self._task = asyncio.ensure_future(self._beat_on())
 
+    def renew(self) -> None:
+        """The store is back, perhaps without our records: write all of them again."""
+        for room, here in self._rooms.items():
+            if here.users:
+                here.changes.update(here.users)
+                self._to_write[room] = None
+
     async def stop(self) -> None:
         """Beat no more. The records stay: whoever comes back elsewhere within the grace never left."""
         for task in (self._task, self._writing):

@@ -228,6 +228,7 @@ class Room:
             return  # asked for the next page
         self.state = State.LIVE
         self._take_early()
+        self.flush()  # nothing else may come for a long time
         if self.state is State.LIVE:
             waiting, self._waiting = self._waiting, {}
             for member, (after, history) in waiting.items():

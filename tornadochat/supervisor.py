@@ -330,7 +330,8 @@ class Supervisor:
     def _banner(self, capacity: str) -> str:
         settings = self.settings
         scheme = "https" if settings.tls else "http"
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+        host = f"[{host}]" if ":" in host else host
         store = f"embedded, in {settings.data_dir}"
         if settings.redis:
             from tornadochat.redis_link import parse_address

@@ -245,6 +245,14 @@ class Worker:
                 self.authenticator = authenticator
                 return
 
+    async def _reload(self, authenticator: Authenticator) -> None:
+        """The store is back, perhaps another one: put back or learn the secret, learn what was ended."""
+        try:
+            authenticator.secret = await load_secret(self.broker.redis, self.settings, authenticator.secret)
+        except StoreError as error:
+            log.debug("the session secret is read when the store is back: %s", error)
+        await self._load_ended(authenticator)
+
     async def _load_ended(self, authenticator: Authenticator) -> None:
         """Sessions that were ended while this worker did not listen stay ended."""
         try:
@@ -276,6 +284,8 @@ class Worker:
         )
         self.members.add(member)
         self._begin(member, upgraded)
+        if not self.broker.available:
+            member.connection.send_text(protocol.status("down"))
         if self.draining:  # it was accepted a moment before the end: nobody is refused for that
             self._send_away(member)
 
@@ -330,8 +340,9 @@ class Worker:
             member.connection.send_text(event)
         if up:
             self._spawn(self._check_heads())
+            self.presence.renew()
             if self.authenticator is not None:
-                self._spawn(self._load_ended(self.authenticator))
+                self._spawn(self._reload(self.authenticator))
 
     def _on_control(self, payload: bytes) -> None:
         try:
