@@ -47,7 +47,8 @@ def find_python() -> str | None:
 def install(python: str) -> Path:
     """The suite below ``build``, with all that it needs; installed once."""
     target = CACHE / "site"
-    if not (target / "autobahntestsuite").is_dir():
+    done = CACHE / "installed"
+    if not done.exists():
         target.mkdir(parents=True, exist_ok=True)
         command = [
             python,
@@ -56,11 +57,14 @@ def install(python: str) -> Path:
             "install",
             "--quiet",
             "--disable-pip-version-check",
-            "--no-python-version-warning",
             "--target",
             str(target),
         ]
-        subprocess.run([*command, *PINNED], check=True)
+        found = subprocess.run([*command, *PINNED], capture_output=True, text=True)
+        if found.returncode:
+            sys.stderr.write(found.stderr)
+            raise SystemExit("Autobahn's test suite could not be installed; pip's words are above")
+        done.touch()
     return target
 
 
