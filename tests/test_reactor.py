@@ -515,6 +515,27 @@ def test_any_byte_counts_as_life() -> None:
     bench.close()
 
 
+def test_a_slow_reader_that_is_alive_is_not_taken_for_a_vanished_one() -> None:
+    bench = Bench(ping_seconds=5, pong_seconds=5, stuck_seconds=1000)
+    far, connection, owner = bench.member(small=True)
+    for _ in range(16):
+        connection.send_text(b"x" * 900)
+    begin = time.monotonic()
+    pinged = False
+    for second in range(1, 60):
+        bench.reactor.tick(begin + second)
+        if second % 6 == 0 and connection.backlog:
+            far.recv(900)
+        elif not connection.backlog:
+            pinged = pinged or b"\x89\x00" in far.recv(1 << 16)
+        bench.turn(1)
+        if pinged:
+            break
+        assert not connection.closed
+    assert owner.ends == []
+    bench.close()
+
+
 def test_first_pings_are_spread_over_the_interval() -> None:
     bench = Bench(ping_seconds=20)
     pairs = [bench.member() for _ in range(400)]

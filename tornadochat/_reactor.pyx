@@ -1095,6 +1095,10 @@ cdef class Reactor:
             self.unschedule(conn)
         elif conn.first != NULL and now >= conn.progress + self.stuck_after:
             self.start_close(conn, 1013, "the connection is stuck")
+        elif conn.first != NULL:
+            # What the socket takes the peer has read: it lives, or the time for stuck members ends it.
+            conn.flags &= ~<uint32_t>PINGED
+            self.schedule(conn, conn.progress + self.stuck_after)
         elif conn.flags & PINGED and silent >= self.ping_after + self.pong_after:
             self.mark_broken(conn)
             self.unschedule(conn)
@@ -1102,11 +1106,8 @@ cdef class Reactor:
             self.schedule(conn, conn.heard + self.ping_after + self.pong_after)
         elif silent >= self.ping_after:
             conn.flags |= PINGED
-            if conn.first == NULL:
-                self.send_shared(conn, self.ping, 0, NULL, 0, False)
+            self.send_shared(conn, self.ping, 0, NULL, 0, False)
             self.schedule(conn, now + self.pong_after)
-        elif conn.first != NULL and self.stuck_after < self.ping_after - silent:
-            self.schedule(conn, conn.progress + self.stuck_after)
         else:
             self.schedule(conn, conn.heard + self.ping_after)
 

@@ -349,8 +349,10 @@ class StreamConnection:
         if self._closing_since is not None:
             if now - self._closing_since > limits.close_seconds:
                 self._finish(1006, "")
-        elif self._writing and now - self._progress > limits.stuck_seconds:
-            self.close(1013, "the connection is stuck")
+        elif self._writing:
+            # What the socket takes the peer has read: it lives, until it takes nothing for too long.
+            if now - self._progress > limits.stuck_seconds:
+                self.close(1013, "the connection is stuck")
         elif now - self._heard > limits.ping_seconds + limits.pong_seconds:
             self._finish(1006, "")
         elif now >= self._ping_at:
