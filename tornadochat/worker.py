@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("tornadochat")
 
 TICK_SECONDS = 1.0
+# A new worker accepts nobody before it can tell who they are; without a store it does after this
+# time, to answer 503 and /healthz.
+STORE_SECONDS = 3.0
 # The log of every subscribed room is compared with what came by pub/sub this often.
 HEAD_CHECK_SECONDS = 30.0
 # Rooms whose heads are asked for in one round trip.
@@ -154,6 +157,7 @@ class Worker:
             stored=0,
         )
         self._stopped = asyncio.Event()
+        self._can_sign = asyncio.Event()  # set once the session secret is known
         self._empty = asyncio.Event()  # set once a drain has no member left
         self._tasks: set[asyncio.Task[None]] = set()
         self._unjoined: deque[tuple[float, Member]] = deque()  # oldest first: all wait equally long
@@ -174,6 +178,9 @@ class Worker:
         await self.broker.start()
         self._spawn(self._load_secret())
         self.presence.start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STORE_SECONDS):
+                await self._can_sign.wait()
         server.add_socket(sock)
         ready(str(self.capacity))
         for duty, seconds in ((self._tick, TICK_SECONDS), (self._check_heads, HEAD_CHECK_SECONDS)):
@@ -243,6 +250,7 @@ class Worker:
                 authenticator = Authenticator(self.settings, secret)
                 await self._load_ended(authenticator)
                 self.authenticator = authenticator
+                self._can_sign.set()
                 return
 
     async def _reload(self, authenticator: Authenticator) -> None:
