@@ -29,9 +29,10 @@ end
 
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
-local found = redis.call('HMGET', meta, 'epoch', 'seq', 'run', 'ends', 'rotated', 'bytes')
+local found = redis.call('HMGET', meta, 'epoch', 'seq', 'run', 'ends', 'rotated', 'bytes', 'renewed')
 local epoch, seq, ends = found[1], tonumber(found[2]) or 0, found[4] or ''
-local rotated, bytes = tonumber(found[5]) or 0, tonumber(found[6]) or 0
+local rotated, bytes, renewed = tonumber(found[5]) or 0, tonumber(found[6]) or 0, tonumber(found[7]) or 0
+local former_epoch = epoch
 
 if not epoch then
   -- Should only the log have survived, its numbers are not given out again.
@@ -56,7 +57,7 @@ if now_ms - rotated >= rotate_seconds * 1000 or redis.call('HLEN', repeats) >= r
   else
     redis.call('DEL', former)
   end
-  rotated = now_ms
+  rotated, renewed = now_ms, 0
 end
 
 local reply, bodies, added, first_seq = {epoch, 0}, {}, 0, seq + 1
@@ -82,6 +83,10 @@ if count > 0 then
   redis.call(ARGV[9] == 'S' and 'SPUBLISH' or 'PUBLISH', channel,
     'E' .. epoch .. struct.pack('>I8', first_seq) .. struct.pack('>I4', count) .. table.concat(bodies))
   bytes = bytes + added
+end
+
+-- The log is looked at once for every 64 events, since XLEN and XTRIM cost as much as storing one.
+if math.floor((first_seq - 1) / 64) ~= math.floor(seq / 64) or bytes > keep_bytes then
   local held = redis.call('XLEN', log)
   if held > keep + 100 then
     -- Trim what is both beyond the count and older than the age; and, above the bytes, by count alone.
@@ -98,11 +103,19 @@ if count > 0 then
   if left < held then bytes = math.floor(average * left) end
 end
 
-redis.call('HSET', meta, 'epoch', epoch, 'seq', string.format('%.0f', seq), 'run', run_id,
-  'ends', ends, 'rotated', string.format('%.0f', rotated), 'bytes', string.format('%.0f', bytes))
--- The meta key outlives the log and the repeats, so that no seq is given out twice.
-redis.call('EXPIRE', meta, life * 2)
-redis.call('EXPIRE', log, life)
-redis.call('EXPIRE', repeats, math.min(life, rotate_seconds * 2))
-redis.call('EXPIRE', former, math.min(life, rotate_seconds * 2))
+if epoch ~= former_epoch or rotated == now_ms then
+  redis.call('HSET', meta, 'epoch', epoch, 'run', run_id, 'ends', ends, 'rotated', string.format('%.0f', rotated))
+end
+-- Lives are renewed once a minute (or four times in a short life), not with every batch.
+if now_ms - renewed > math.min(60, life / 4) * 1000 then
+  -- The meta key outlives the log and the repeats, so that no seq is given out twice.
+  redis.call('EXPIRE', log, life)
+  redis.call('EXPIRE', repeats, math.min(life, rotate_seconds * 2 + 60))
+  redis.call('EXPIRE', former, math.min(life, rotate_seconds * 2 + 60))
+  redis.call('HSET', meta, 'seq', string.format('%.0f', seq), 'bytes', string.format('%.0f', bytes),
+    'renewed', string.format('%.0f', now_ms))
+  redis.call('EXPIRE', meta, life * 2)
+elseif count > 0 then
+  redis.call('HSET', meta, 'seq', string.format('%.0f', seq), 'bytes', string.format('%.0f', bytes))
+end
 return reply
