@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 STAMPS := .stamps
 
-PACKAGE := setup.py pyproject.toml MANIFEST.in $(wildcard tornadochat/*.py tornadochat/*.pyx tornadochat/*.pxd \
+PACKAGE := setup.py pyproject.toml MANIFEST.in $(wildcard tornadochat/*.py tornadochat/*.pyx tornadochat/*.pxd tornadochat/*.pxi \
 	tornadochat/*.pyi tornadochat/*.json tornadochat/scripts/*.lua)
 CLIENT := $(shell find webapp/src webapp/public -type f 2>/dev/null) $(wildcard webapp/*.json webapp/*.ts webapp/*.html)
 

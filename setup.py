@@ -22,6 +22,13 @@ BUILD_ID = STATIC / "build-id.txt"
 CLIENT_FILES = ("package.json", "package-lock.json", "index.html", "vite.config.ts", "tsconfig.json")
 
 
+# Files that a Cython module includes.
+PARTS = {
+    "_fastframe": ["tornadochat/_decoder.pxi"],
+    "_reactor": ["tornadochat/_entries.pxi", "tornadochat/_handles.pxi"],
+}
+
+
 def client_sources() -> list[Path]:
     """Everything that the built client depends on."""
     found = [WEBAPP / name for name in CLIENT_FILES]
@@ -108,7 +115,7 @@ def extensions() -> list[Extension]:
         Extension(
             f"tornadochat.{name}",
             [f"tornadochat/{name}.pyx"],
-            depends=["tornadochat/_fastframe.pxd", f"tornadochat/{name}.pxd"],
+            depends=["tornadochat/_fastframe.pxd", f"tornadochat/{name}.pxd", *PARTS[name]],
             extra_compile_args=flags,
             extra_link_args=links,
         )

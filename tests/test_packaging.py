@@ -21,6 +21,9 @@ ALLOWED = {
     "_fastframe.pxd": set(),
     "_reactor.pyx": {"tornadochat._fastframe"},
     "_reactor.pxd": {"tornadochat._fastframe"},
+    "_decoder.pxi": set(),
+    "_entries.pxi": set(),
+    "_handles.pxi": set(),
 }
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
+FOLDER = "tornadochat-metrics-"  # and the parent's process id, below the folder for temporary files
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PUBLISH_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -119,9 +122,17 @@ class Metrics:
         return generate_latest(registry)
 
 
-def prepare(folder: Path) -> None:
-    """Empty the folder that the workers will share; called by the parent before it forks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.db"):
-        with contextlib.suppress(OSError):
-            stale.unlink()
+def prepare() -> Path:
+    """Make the folder that the workers will share; called by the parent before it forks.
+
+    Folders of servers that were killed, and so could not take theirs away, are removed.
+    """
+    base = Path(tempfile.gettempdir())
+    for stale in base.glob(f"{FOLDER}*"):
+        pid = stale.name.removeprefix(FOLDER)
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(stale, ignore_errors=True)
+    folder = base / f"{FOLDER}{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder

@@ -13,9 +13,9 @@ import gc
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,14 +125,14 @@ class Supervisor:
             stack.callback(self._end)
             self._port = check_port_free(self.settings.host, self.settings.port)
             self._start_store()
-            self._metrics_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tornadochat-")))
-            metrics.prepare(self._metrics_dir)
+            self._metrics_dir = metrics.prepare()
+            stack.callback(shutil.rmtree, self._metrics_dir, ignore_errors=True)
             count = self.settings.workers or cpu_count()
             self._slots = [Slot(index, listen(self.settings.host, self._port)) for index in range(count)]
             self._catch_signals()
             gc.collect()
             gc.freeze()  # what the parent has made stays in pages that the workers share
-            self._fork(self._slots)
+            self._fork(self._slots, self.settings.workers)
             self._watch()
         return 0
 
@@ -162,8 +162,9 @@ class Supervisor:
 
     # Forking ---------------------------------------------------------------------------------------
 
-    def _fork(self, slots: list[Slot]) -> None:
-        """Start one worker on each of these slots. In a worker this does not return."""
+    def _fork(self, slots: list[Slot], count: int = 1) -> None:
+        """Start one worker on each of these slots, ``count`` in number; 0 is one for each core, as
+        ``fork_processes`` has it. In a worker this does not return."""
         parent = os.getpid()
         pipes = [os.pipe() for _ in slots]
         self._forking, self._all_forked = True, False
@@ -174,7 +175,7 @@ class Supervisor:
         with contextlib.suppress(_Forked, RuntimeError, SystemExit):
             try:
                 # A death before the parent has left ends the wait as well.
-                number = fork_processes(len(slots), max_restarts=0)
+                number = fork_processes(count, max_restarts=0)
             finally:
                 self._forking = False
         if number is not None:
