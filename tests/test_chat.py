@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from bench.processes import Server, running_server
 from tests.support import Person, http, new_id
+from tornadochat.embedded import EmbeddedStore
 
 
 def on_each_worker(port: int, room: str, people: int = 8) -> list[Person]:
@@ -31,6 +32,8 @@ def close_all(people: list[Person]) -> None:
 
 def test_messages_cross_workers_and_everyone_gets_each_once_in_one_order(server: Server, room: str) -> None:
     people = on_each_worker(server.port, room)
+    workers = {person.socket.response.headers["X-Worker"] for person in people if person.socket.response}
+    assert workers == {"0", "1"}, "eight people on one of two workers are one in 128"
     sent = [person.say(room, f"{turn} of {person.user['name']}") for turn in range(5) for person in people]
     orders = []
     for person in people:
@@ -39,6 +42,31 @@ def test_messages_cross_workers_and_everyone_gets_each_once_in_one_order(server:
         orders.append([message["id"] for message in messages])
     assert all(order == orders[0] for order in orders) and sorted(orders[0]) == sorted(sent)
     close_all(people)
+
+
+def test_two_servers_on_one_redis_are_one_chat(tmp_path: Path, room: str) -> None:
+    store = EmbeddedStore(tmp_path / "store")
+    options = (f"--redis={store.start()}", "--redis-prefix=shared", "--drain-seconds=0.2")
+    with (
+        running_server(tmp_path / "a", *options, workers=1) as here,
+        running_server(tmp_path / "b", *options, workers=2) as there,
+    ):
+        ada = Person(here.port, "Ada")
+        bob = Person(there.port, "Bob")
+        epoch = ada.join(room)["epoch"]
+        bob.join(room)
+        ada.expect("presence", people=2)
+        for number in range(50):
+            (ada, bob)[number % 2].say(room, str(number))
+        orders = [[message["id"] for message in person.messages(50)] for person in (ada, bob)]
+        assert orders[0] == orders[1]
+        # One session and one place in the log, on whichever machine.
+        with Person(there.port, token=ada.welcome["session"]) as again:
+            assert again.user == ada.user
+            joined = again.join(room, after={"epoch": epoch, "seq": 45})
+            assert (joined["seq"], joined["missing"]) == (50, 5)
+        close_all([ada, bob])
+    store.stop()
 
 
 def test_a_message_carries_who_said_it_and_when(server: Server, room: str) -> None:

@@ -219,8 +219,10 @@ class Door(HTTPMessageDelegate):
         metrics.handshakes.inc()
         stream = connection.detach()
         hand_over = functools.partial(self._hand_over, stream, identity, address)
+        services = self._gateway.services
+        worker = services.slot if services.settings.debug_headers else None
         try:
-            written = stream.write(handshake.response_bytes(upgrade))
+            written = stream.write(handshake.response_bytes(upgrade, worker))
         except StreamClosedError:
             self._gateway.release(address)
             return

@@ -70,8 +70,8 @@ def check_upgrade(
     return Upgrade(accept, SUBPROTOCOL if SUBPROTOCOL in offered else None)
 
 
-def response_bytes(upgrade: Upgrade) -> bytes:
-    """The answer of RFC 6455 section 4.2.2."""
+def response_bytes(upgrade: Upgrade, worker: int | None = None) -> bytes:
+    """The answer of RFC 6455 section 4.2.2; with ``worker`` it tells which one gives it."""
     lines = [
         "HTTP/1.1 101 Switching Protocols",
         "Upgrade: websocket",
@@ -80,6 +80,8 @@ def response_bytes(upgrade: Upgrade) -> bytes:
     ]
     if upgrade.subprotocol is not None:
         lines.append(f"Sec-WebSocket-Protocol: {upgrade.subprotocol}")
+    if worker is not None:
+        lines.append(f"X-Worker: {worker}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
 

@@ -53,7 +53,9 @@ class Settings:
         [], "further origins that may connect and call /api, like https://chat.example.org; * for any", "server"
     )
     metrics_allow: list[str] = option([], "networks besides loopback that may read /metrics", "server")
-    debug_headers: bool = option(False, "answer every HTTP request with X-Worker, the worker's slot", "server")
+    debug_headers: bool = option(
+        False, "answer every HTTP request and handshake with X-Worker, the worker's slot", "server"
+    )
 
     # The store.
     redis: str = option(
