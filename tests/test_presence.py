@@ -18,11 +18,11 @@ from tests.support import Person, http
 @pytest.mark.slow
 def test_people_of_a_killed_worker_are_gone_within_twenty_seconds(tmp_path: Path) -> None:
     with running_server(tmp_path, "--drain-seconds=0.2", workers=2) as server:
-        people = [Person(server.port, f"P{number}") for number in range(12)]
+        people = [Person(server.port, f"P{number}") for number in range(20)]
         for person in people:
             person.join("tea")
         for person in people:
-            person.expect("presence", people=12)
+            person.expect("presence", people=20)
         os.kill(server.workers[0], signal.SIGKILL)
         begin = time.monotonic()
         stayed = []
@@ -32,9 +32,9 @@ def test_people_of_a_killed_worker_are_gone_within_twenty_seconds(tmp_path: Path
                 stayed.append(person)
             except ConnectionClosed:
                 pass
-        assert 0 < len(stayed) < 12
+        assert 0 < len(stayed) < 20
         event = stayed[0].expect("presence", timeout=25, people=len(stayed))
-        assert 10 < time.monotonic() - begin < 21 and len(event["left"]) == 12 - len(stayed)
+        assert 10 < time.monotonic() - begin < 21 and len(event["left"]) == 20 - len(stayed)
         for person in stayed:
             person.socket.close()
 
