@@ -6,6 +6,8 @@ PORT ?= 8000
 ARGS ?=
 # Autobahn's cases, like CASES="12.* 13.*".
 CASES ?=
+# Rounds of the tests that break things.
+ROUNDS ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ PACKAGE := setup.py pyproject.toml MANIFEST.in $(wildcard tornadochat/*.py torna
 	tornadochat/*.pyi tornadochat/*.json tornadochat/scripts/*.lua)
 CLIENT := $(shell find webapp/src webapp/public -type f 2>/dev/null) $(wildcard webapp/*.json webapp/*.ts webapp/*.html)
 
-.PHONY: run test checks lint types webapp matrix conformance bench clean
+.PHONY: run test checks lint types webapp matrix conformance faults bench clean
 
 # Make everything ready and start the chat on an embedded store.
 run: $(STAMPS)/installed
@@ -60,6 +62,10 @@ webapp: $(STAMPS)/installed
 # Autobahn's own test suite; it needs CPython 2.7 for itself and is skipped, with the reason, without it.
 conformance: $(STAMPS)/tools
 	$(BIN)/python -P tests/conformance/run.py $(CASES)
+
+# Every test that kills, freezes or restarts something, over and over.
+faults: $(STAMPS)/tools
+	for round in $$(seq $(ROUNDS)); do $(BIN)/python -P -bb -m pytest -q -m faults || exit 1; done
 
 # The test suite on every Python that is installed.
 matrix: $(STAMPS)/tools

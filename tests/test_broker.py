@@ -302,6 +302,7 @@ def kill(store: EmbeddedStore) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.faults
 def test_a_store_that_dies_is_told_and_what_waited_is_stored_once(store: EmbeddedStore) -> None:
     async def work(bench: Bench) -> None:
         await bench.broker.subscribe("tea")
@@ -329,6 +330,7 @@ def test_a_store_that_dies_is_told_and_what_waited_is_stored_once(store: Embedde
     run(store.url, work)
 
 
+@pytest.mark.faults
 def test_a_send_fails_after_its_time_when_the_store_stays_away(store: EmbeddedStore) -> None:
     async def work(bench: Bench) -> None:
         kill(store)
@@ -340,6 +342,7 @@ def test_a_send_fails_after_its_time_when_the_store_stays_away(store: EmbeddedSt
     run(store.url, work, publish_seconds=1.0)
 
 
+@pytest.mark.faults
 def test_the_queue_of_what_waits_is_bounded(store: EmbeddedStore) -> None:
     async def work(bench: Bench) -> None:
         kill(store)
@@ -351,6 +354,7 @@ def test_the_queue_of_what_waits_is_bounded(store: EmbeddedStore) -> None:
     run(store.url, work, publish_queue=50, publish_seconds=1.0)
 
 
+@pytest.mark.faults
 def test_a_frozen_store_is_noticed_and_nothing_is_stored_twice(store: EmbeddedStore) -> None:
     async def work(bench: Bench) -> None:
         await bench.broker.subscribe("tea")
@@ -370,6 +374,7 @@ def test_a_frozen_store_is_noticed_and_nothing_is_stored_twice(store: EmbeddedSt
     run(store.url, work, publish_seconds=20.0)
 
 
+@pytest.mark.faults
 def test_an_empty_store_begins_a_new_epoch(store: EmbeddedStore) -> None:
     async def work(bench: Bench) -> None:
         (first,) = await bench.publish("before")

@@ -314,6 +314,7 @@ def test_jwts_decide_who_comes_in_and_where(tmp_path: Path, room: str) -> None:
         assert http(server.port, "GET", f"/api/rooms/{room}/messages").status == 401
 
 
+@pytest.mark.faults
 def test_redis_away_and_back_is_told_and_loses_nothing(tmp_path: Path, room: str) -> None:
     with running_server(tmp_path, "--drain-seconds=0.2", workers=2) as server, Person(server.port) as ada:
         ada.join(room)
@@ -333,6 +334,7 @@ def test_redis_away_and_back_is_told_and_loses_nothing(tmp_path: Path, room: str
             assert bob.join(room)["missing"] == 2
 
 
+@pytest.mark.faults
 def test_a_store_that_lost_everything_costs_the_history_but_not_the_sessions(tmp_path: Path, room: str) -> None:
     with running_server(tmp_path, "--drain-seconds=0.2", workers=1) as server, Person(server.port) as ada:
         epoch = ada.join(room)["epoch"]
@@ -365,6 +367,7 @@ def test_a_store_that_lost_everything_costs_the_history_but_not_the_sessions(tmp
         again.socket.close()
 
 
+@pytest.mark.faults
 def test_members_are_told_bye_before_a_drain(tmp_path: Path, room: str) -> None:
     with running_server(tmp_path, "--drain-seconds=1", workers=1) as server:
         people = [Person(server.port) for _ in range(10)]

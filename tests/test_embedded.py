@@ -92,6 +92,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.faults
 def test_it_ends_with_a_parent_that_is_killed_and_the_next_one_starts(tmp_path: Path) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-P", "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True
@@ -112,6 +113,7 @@ def test_it_ends_with_a_parent_that_is_killed_and_the_next_one_starts(tmp_path: 
     store.stop()
 
 
+@pytest.mark.faults
 def test_one_that_died_is_started_again_on_its_data(tmp_path: Path) -> None:
     store = EmbeddedStore(tmp_path, durable=True)
     with redis.Redis.from_url(store.start()) as client:

@@ -16,6 +16,7 @@ from tests.support import Person, http
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_people_of_a_killed_worker_are_gone_within_twenty_seconds(tmp_path: Path) -> None:
     with running_server(tmp_path, "--drain-seconds=0.2", workers=2) as server:
         people = [Person(server.port, f"P{number}") for number in range(20)]

@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from bench.processes import Server, command, free_port, running_server, tree
 from tests.support import Person, http
 
+pytestmark = pytest.mark.faults
 QUICK = "--drain-seconds=0.3"
 
 
