@@ -203,7 +203,8 @@ def test_messages_typed_while_the_server_is_away_arrive_once_and_in_order(browse
     ada.page.wait_for_selector(".banner")
     for text in ("two", "three", "four"):
         ada.say(text)
-    ada.page.wait_for_function("document.querySelectorAll('.is-pending').length === 3")
+    ada.page.locator(".is-pending").nth(2).wait_for()
+    assert ada.page.locator(".is-pending").count() == 3
     with running_server(tmp_path, "--drain-seconds=0.2", "--durable", workers=2, port=port):
         ada.page.wait_for_selector(".message:not(.is-pending) .message-text:has-text('four')", timeout=40_000)
         assert ada.texts() == ["one", "two", "three", "four"]
