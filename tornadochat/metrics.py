@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -22,18 +22,6 @@ FOLDER = "tornadochat-metrics-"  # and the parent's process id, below the folder
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PUBLISH_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-
-
-class Counted(Protocol):
-    """What a transport counts."""
-
-    connections: int
-    deliveries: int
-    messages_received: int
-    bytes_sent: int
-    bytes_received: int
-    backlog_drops: int
-    gaps: int
 
 
 # Name of a counter of the transports -> its metric and what it counts.

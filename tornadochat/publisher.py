@@ -21,14 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
 
-from tornadochat.errors import StoreError, Unavailable
-from tornadochat.redis_link import (
-    FIRST_RETRY_SECONDS,
-    LAST_RETRY_SECONDS,
-    PING_SECONDS,
-    Address,
-    Link,
-)
+from tornadochat.errors import Unavailable
+from tornadochat.redis_link import Address, Link, stay_connected
 
 if TYPE_CHECKING:
     from tornadochat.settings import Settings
@@ -152,7 +146,6 @@ class Publisher:
         self._scheduled: list[RoomQueue] = []
         self._count = 0  # messages that wait or are in flight
         self._idle: asyncio.Event | None = None  # set when a closing publisher has nothing in flight
-        self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         self._limits = (
@@ -169,7 +162,8 @@ class Publisher:
 
     def start(self) -> None:
         """Connect, and connect again whenever the connection is lost."""
-        self._task = asyncio.ensure_future(self._keep_connected())
+        work = stay_connected(self._address, begin=self._begin, on_lost=self._on_lost)
+        self._task = asyncio.ensure_future(work)
 
     async def close(self) -> None:
         """Wait for what is in flight, at most ``publish_seconds``, then end for good."""
@@ -187,41 +181,16 @@ class Publisher:
             self._fail(queue.batch + queue.waiting)
             queue.batch, queue.waiting = [], []
 
-    async def _keep_connected(self) -> None:
-        pause = FIRST_RETRY_SECONDS
-        while True:
-            self._lost.clear()
-            link = Link(self._address, self._on_lost)
-            try:
-                await link.connect()
-                for script in (PUBLISH, READ, FIND):
-                    await link.ask("SCRIPT", "LOAD", script.source)
-            except StoreError as error:
-                log.log(
-                    logging.WARNING if pause < LAST_RETRY_SECONDS else logging.DEBUG,
-                    "the store at %s cannot be used: %s; trying again",
-                    self._address.shown,
-                    error,
-                )
-                link.abort()
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LAST_RETRY_SECONDS)
-                continue
-            pause = FIRST_RETRY_SECONDS
-            self._link = link
-            self._set_ready(True)
-            for queue in tuple(self._queues.values()):
-                self._send(queue)
-            while not self._lost.is_set():
-                try:
-                    async with asyncio.timeout(PING_SECONDS):
-                        await self._lost.wait()
-                except TimeoutError:
-                    link.call(_ignore, "PING")
-                    link.check_life(self._loop.time())
+    async def _begin(self, link: Link) -> None:
+        """A connection was made: the scripts must be there, then what waits goes out."""
+        for script in (PUBLISH, READ, FIND):
+            await link.ask("SCRIPT", "LOAD", script.source)
+        self._link = link
+        self._set_ready(True)
+        for queue in tuple(self._queues.values()):
+            self._send(queue)
 
     def _on_lost(self) -> None:
-        self._lost.set()
         self._set_ready(False)
 
     def _set_ready(self, ready: bool) -> None:

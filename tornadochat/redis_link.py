@@ -12,13 +12,13 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import hiredis
 from redis.connection import parse_url
 
-from tornadochat.errors import StartError, StoreRefused, Unavailable
+from tornadochat.errors import StartError, StoreError, StoreRefused, Unavailable
 
 log = logging.getLogger("tornadochat")
 
@@ -205,13 +205,13 @@ class Link(asyncio.Protocol):
     def call(self, reply: Reply, *command: Any) -> None:
         """Send one command; ``reply`` gets its answer, an exception object where it failed."""
         self._replies.append(reply)
-        self.write(hiredis.pack_command(command))
+        self.send(*command)
 
-    def write(self, data: bytes) -> None:
-        """Send bytes with everything else that is written in this turn of the loop."""
+    def send(self, *command: Any) -> None:
+        """Send one command whose reply is pushed, with everything else of this turn of the loop."""
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(data)
+        self._out.append(hiredis.pack_command(command))
 
     def _flush(self) -> None:
         out, self._out = self._out, []
@@ -223,11 +223,17 @@ class Link(asyncio.Protocol):
         """Commands whose reply has not come yet."""
         return len(self._replies)
 
-    def check_life(self, now: float) -> None:
-        """End a connection that has been silent for too long; called every ``PING_SECONDS``."""
-        if self.connected and now - self._heard > SILENCE_SECONDS:
-            log.warning("the store at %s has been silent for %.0f s", self.address.shown, now - self._heard)
+    def ping(self) -> None:
+        """Ask for a sign of life, or end a connection that has been silent for too long; called every
+        ``PING_SECONDS``."""
+        silent = self._loop.time() - self._heard
+        if self.connected and silent > SILENCE_SECONDS:
+            log.warning("the store at %s has been silent for %.0f s", self.address.shown, silent)
             self.abort()
+        elif self._on_push is not None:
+            self.send("PING")
+        else:
+            self.call(lambda reply: None, "PING")
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -269,6 +275,50 @@ class Link(asyncio.Protocol):
         for reply in replies:
             reply(lost)
         self._on_lost()
+
+
+async def stay_connected(
+    address: Address,
+    *,
+    begin: Callable[[Link], Awaitable[None]],
+    on_lost: Callable[[], None],
+    on_push: Callable[[list[Any]], None] | None = None,
+) -> None:
+    """Connect, and connect again whenever the connection is lost; runs until it is cancelled.
+
+    Args:
+        address: Of the store.
+        begin: Makes a new connection ready; a ``StoreError`` counts as a connection that failed.
+        on_lost: Called whenever a connection is gone.
+        on_push: See ``Link``.
+    """
+    pause = FIRST_RETRY_SECONDS
+    while True:
+        lost = asyncio.Event()
+
+        def gone(lost: asyncio.Event = lost) -> None:
+            lost.set()
+            on_lost()
+
+        link = Link(address, gone, on_push)
+        try:
+            await link.connect()
+            await begin(link)
+        except StoreError as error:
+            # Said while it is news; later tries only in detail.
+            level = logging.WARNING if pause < LAST_RETRY_SECONDS else logging.DEBUG
+            log.log(level, "the store at %s cannot be used: %s; trying again", address.shown, error)
+            link.abort()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LAST_RETRY_SECONDS)
+            continue
+        pause = FIRST_RETRY_SECONDS
+        while not lost.is_set():
+            try:
+                async with asyncio.timeout(PING_SECONDS):
+                    await lost.wait()
+            except TimeoutError:
+                link.ping()
 
 
 class _Nothing:

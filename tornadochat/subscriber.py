@@ -8,20 +8,11 @@ connection was made anew.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tornadochat.errors import StoreError, Unavailable
-from tornadochat.redis_link import (
-    FIRST_RETRY_SECONDS,
-    LAST_RETRY_SECONDS,
-    PING_SECONDS,
-    Address,
-    Link,
-)
-
-log = logging.getLogger("tornadochat")
+from tornadochat.errors import Unavailable
+from tornadochat.redis_link import Address, Link, stay_connected
 
 # Channels of one SUBSCRIBE: tens of thousands in one command would hold the store for everybody.
 SUBSCRIBE_BATCH = 512
@@ -69,11 +60,11 @@ class Subscriber:
         self._asked: list[bytes] = []  # to be subscribed with the next batch
         self._unconfirmed: set[bytes] = set()  # after a re-made connection
         self._task: asyncio.Task[None] | None = None
-        self._lost = asyncio.Event()
 
     def start(self) -> None:
         """Connect, and connect again whenever the connection is lost."""
-        self._task = asyncio.ensure_future(self._keep_connected())
+        work = stay_connected(self._address, begin=self._begin, on_lost=self._on_lost, on_push=self._on_push)
+        self._task = asyncio.ensure_future(work)
 
     async def close(self) -> None:
         """End for good."""
@@ -119,7 +110,7 @@ class Subscriber:
             self._settle(subscription, Unavailable("the room was left"))
             self._unconfirmed.discard(channel)
             if self._link is not None and self._link.connected:
-                self._link.write(_command(b"UNSUBSCRIBE", (channel,)))
+                self._link.send(b"UNSUBSCRIBE", channel)
 
     def _ask(self, channel: bytes) -> None:
         if not self._asked:
@@ -134,41 +125,18 @@ class Subscriber:
     def _send_subscribe(self, channels: list[bytes]) -> None:
         assert self._link is not None
         for first in range(0, len(channels), SUBSCRIBE_BATCH):
-            self._link.write(_command(b"SUBSCRIBE", channels[first : first + SUBSCRIBE_BATCH]))
+            self._link.send(b"SUBSCRIBE", *channels[first : first + SUBSCRIBE_BATCH])
 
     # The connection --------------------------------------------------------------------------------
 
-    async def _keep_connected(self) -> None:
-        pause = FIRST_RETRY_SECONDS
-        while True:
-            self._lost.clear()
-            link = Link(self._address, self._on_lost, self._on_push)
-            try:
-                await link.connect()
-            except StoreError as error:
-                log.debug("the subscriber cannot connect: %s", error)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LAST_RETRY_SECONDS)
-                continue
-            pause = FIRST_RETRY_SECONDS
-            self._link = link
-            self._begin(link)
-            while not self._lost.is_set():
-                try:
-                    async with asyncio.timeout(PING_SECONDS):
-                        await self._lost.wait()
-                except TimeoutError:
-                    link.write(_command(b"PING", ()))
-                    link.check_life(self._loop.time())
-
-    def _begin(self, link: Link) -> None:
+    async def _begin(self, link: Link) -> None:
         """A connection was made: subscribe everything, in batches, before it counts as ready."""
+        self._link = link
         self._asked.clear()
         self._unconfirmed = set(self._channels) | {self._control}
         self._send_subscribe([self._control, *self._channels])
 
     def _on_lost(self) -> None:
-        self._lost.set()
         for subscription in self._channels.values():
             subscription.confirmed = False
         self._set_ready(False)
@@ -211,8 +179,3 @@ class Subscriber:
                 future.set_result(None)
             else:
                 future.set_exception(error)
-
-
-def _command(name: bytes, arguments: Iterable[bytes]) -> bytes:
-    parts = (name, *arguments)
-    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
