@@ -81,6 +81,7 @@ class Broker:
         on_control: Callable[[bytes], None],
     ) -> None:
         self.available = False
+        self._closing = False
         self.settings = settings
         pool = redis.asyncio.BlockingConnectionPool.from_url(
             url,
@@ -114,13 +115,16 @@ class Broker:
 
     async def close(self) -> None:
         """Finish what is in flight, at most ``publish_seconds``, then end for good."""
+        self._closing = True
         await self._publisher.close()
         await self._subscriber.close()
         await self.redis.aclose()
 
     def _changed(self) -> None:
         available = self._publisher.ready and self._subscriber.ready
-        if available != self.available:
+        if self._closing:
+            self.available = available  # our own doing is no news
+        elif available != self.available:
             self.available = available
             log.log(
                 logging.INFO if available else logging.WARNING,
