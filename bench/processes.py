@@ -103,7 +103,7 @@ class Server:
 def running_server(
     data_dir: Path, *options: str, workers: int = 2, port: int = 0, scheme: str = "http"
 ) -> Iterator[Server]:
-    """Start the server on loopback, wait until it is ready, stop it at the end.
+    """Start the server on loopback, wait until every worker is ready, stop it at the end.
 
     Raises:
         RuntimeError: It ended, or was not ready within 20 seconds; its output is in the message.
@@ -144,8 +144,10 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, log_path: Path) -> N
             # The certificate of a test's own server is nobody's business.
             context = ssl._create_unverified_context() if url.startswith("https") else None
             with urllib.request.urlopen(url, timeout=1, context=context) as answer:
-                if answer.status == 200:
+                # One worker answers; the line with the address comes once all of them are ready.
+                if answer.status == 200 and " is at http" in log_path.read_text("utf-8", "replace"):
                     return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
+            pass
+        time.sleep(0.05)
     raise RuntimeError(f"the server did not become ready:\n{log_path.read_text()}")
