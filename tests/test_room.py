@@ -294,6 +294,26 @@ def test_a_place_that_was_never_here_is_truncated(world: World, after: tuple[str
     assert ann.events[0]["truncated"] is True and ann.seqs() == [7, 8, 9, 10]
 
 
+def test_a_place_that_this_worker_has_not_heard_of_yet_is_looked_up_in_the_log(world: World) -> None:
+    ann = world.joined()
+    world.say(3)
+    world.write(2)  # another worker's members have them already
+    bob = world.joined(after=(EPOCH, 5))
+    assert (bob.events[0]["truncated"], bob.events[0]["missing"]) == (False, 0)
+    assert ann.seqs() == [1, 2, 3, 4, 5]
+
+
+def test_an_epoch_that_this_worker_has_not_heard_of_yet_is_looked_up_in_the_log(world: World) -> None:
+    world.joined()
+    world.say(3)
+    world.ends.append((world.epoch, 3))
+    world.epoch = NEXT
+    world.write(2)
+    bob = world.joined(after=(NEXT, 4))
+    assert (bob.events[0]["epoch"], bob.events[0]["truncated"]) == (NEXT, False)
+    assert bob.seqs() == [5]
+
+
 def test_resume_behind_the_trimmed_log_is_truncated(world: World) -> None:
     world.write(500)
     del world.log[:400]

@@ -1,4 +1,4 @@
-"""Every error of the server, as one tree split by whose fault it is.
+"""Every error of the server and of the Python client, as one tree split by whose fault it is.
 
     ChatError
     |-- PeerError            the other side's fault; told to it, never logged above debug
@@ -8,7 +8,12 @@
     |-- StoreError           Redis' fault: the client may try again with the same id
     |   |-- Unavailable      no answer in time, or no room in the queue; the outcome is unknown
     |   `-- StoreRefused     the store answers but cannot be used (too old, evicting policy)
-    `-- StartError           the operator's fault: printed without a traceback, exit status 1
+    |-- StartError           the operator's fault: printed without a traceback, exit status 1
+    `-- ClientError          what a program that uses ``client`` has to deal with
+        |-- ConnectRefused   the server does not let it in, or has sent it away for good
+        |-- CommandRefused   the server did not do what was asked; ``code`` is one of the protocol
+        |-- Unconfirmed      nobody can tell any more whether a message was stored
+        `-- ClientClosed     the client was closed, or there is no connection for a question
 
 Pure: imports nothing of the project.
 """
@@ -96,3 +101,43 @@ class StoreRefused(StoreError):
 
 class StartError(ChatError):
     """The server cannot start; the message says what to change."""
+
+
+class ClientError(ChatError):
+    """Something that a program which uses the client has to deal with."""
+
+
+class ConnectRefused(ClientError):
+    """Coming back is of no use before something is mended.
+
+    Args:
+        status: HTTP status of the handshake's answer, or the close code; 0 where TLS failed.
+        message: What the server said.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+        self.message = message
+
+
+class CommandRefused(ClientError):
+    """The server did not carry out a command.
+
+    Args:
+        code: One of ``protocol.ERROR_CODES``.
+        message: What the server said about it.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class Unconfirmed(ClientError):
+    """Whether a message was stored cannot be told any more; a person has to look."""
+
+
+class ClientClosed(ClientError):
+    """The client was closed meanwhile, or has no connection just now."""

@@ -159,14 +159,14 @@ def parse_command(payload: bytes, limits: Limits) -> Command:
 
 
 def _parse_send(found: dict[str, Any], limits: Limits) -> Send:
-    message_id = found.get("id")
+    message_id, room = found.get("id"), None
     if type(message_id) is not str or ID.fullmatch(message_id) is None:
         raise ProtocolError("bad_command", "`id` must be 16 to 64 characters of A-Z, a-z, 0-9, _ and -.")
     try:
         room = normalise_room(found.get("room"))
         text = check_text(found.get("text"), limits.text_chars, limits.text_bytes)
     except ProtocolError as error:
-        error.message_id = message_id
+        error.message_id, error.room = message_id, room
         raise
     return Send(room, message_id, text)
 

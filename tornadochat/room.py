@@ -66,7 +66,8 @@ class Ports(Protocol):
         """What a room may keep of its recent events just now, in bytes."""
 
 
-Wish = tuple[tuple[str, int] | None, int]  # a join's ``after`` and ``history``
+# A join's ``after`` and ``history``, and whether the log is read for it, so that its answer is final.
+Wish = tuple[tuple[str, int] | None, int, bool]
 
 
 class State(enum.Enum):
@@ -231,9 +232,9 @@ class Room:
         self.flush()  # nothing else may come for a long time
         if self.state is State.LIVE:
             waiting, self._waiting = self._waiting, {}
-            for member, (after, history) in waiting.items():
+            for member, (after, history, sure) in waiting.items():
                 if not member.connection.closed:
-                    self._serve(member, after, history)
+                    self._serve(member, after, history, sure)
             self._resume_replays()
 
     def _resume_replays(self) -> None:
@@ -334,7 +335,7 @@ class Room:
         if self.state is State.LIVE:
             self._serve(member, after, history)
             return
-        self._waiting[member] = (after, history)
+        self._waiting[member] = (after, history, self.state is State.CLOSED)
         if self.state is State.CLOSED:
             self.open()
 
@@ -344,8 +345,12 @@ class Room:
         self._waiting.pop(member, None)
         self._channel(member).leave(member.connection)
 
-    def _serve(self, member: Member, after: tuple[str, int] | None, history: int) -> None:
+    def _serve(self, member: Member, after: tuple[str, int] | None, history: int, sure: bool = False) -> None:
         start, truncated = self._start_of(after, history)
+        if truncated and not sure:
+            # It may come from a worker that is ahead of this one; the log has the last word.
+            self._wait(member, (after, history, True))
+            return
         if start > self.flushed_seq or self.ring.since(start) is not None:
             self._begin(member, start, truncated)
             return
@@ -356,14 +361,18 @@ class Room:
             if page is None:
                 member.join_failed(self)
             elif self.state is not State.LIVE or page.epoch != self.epoch:
-                self._waiting[member] = (after, history)
-                self.resync()
+                self._wait(member, (after, history, False))
             elif page.first_seq > start and after is not None and not truncated:
-                self._serve(member, ("", 0), history)  # trimmed: what is missing is gone
+                self._serve(member, ("", 0), history, sure=True)  # trimmed: what is missing is gone
             else:
                 self._begin(member, max(start, page.first_seq), truncated, page)
 
         self._fetch(start, with_page)
+
+    def _wait(self, member: Member, wish: Wish) -> None:
+        """Serve a member behind what the log has now."""
+        self._waiting[member] = wish
+        self.resync()
 
     def _start_of(self, after: tuple[str, int] | None, history: int) -> tuple[int, bool]:
         """First seq that a joiner lacks, and whether there is a hole before it."""
