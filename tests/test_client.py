@@ -83,6 +83,14 @@ def test_the_position_moves_on_messages_resets_and_an_empty_join_only() -> None:
     assert (track.repeats, track.holes) == (0, 0)
 
 
+def test_a_reset_to_smaller_numbers_leaves_nothing_to_wait_for() -> None:
+    track = Track()
+    track.on_joined({"epoch": "aaaaaaaa", "seq": 50, "missing": 0, "truncated": False})
+    assert track.on_reset({"epoch": "bbbbbbbb", "seq": 0, "truncated": True})
+    assert track.caught_up and track.on_message(1)
+    assert (track.repeats, track.holes) == (0, 0)
+
+
 def test_repeats_and_holes_are_counted() -> None:
     track = Track()
     track.on_joined({"epoch": "aaaaaaaa", "seq": 0, "missing": 0, "truncated": False})
@@ -215,6 +223,8 @@ def test_what_the_server_refuses_is_told(server: Server, room: str) -> None:
                 await mine.send("second", "an-id-of-my-own-1")
             with pytest.raises(CommandRefused, match="bad_text"):
                 await mine.send(" ")
+            with pytest.raises(ValueError, match="16 to 64"):
+                await mine.send("third", "too-short")
             with pytest.raises(ProtocolError):
                 await ada.join("")
 

@@ -30,12 +30,16 @@ class Recorder:
         self.closed = False
         self.events: list[dict[str, Any]] = []
         self.failed = 0
+        self.over: list[tuple[str, int]] = []
 
     def send_text(self, payload: bytes) -> None:
         self.events.append(json.loads(payload))
 
     def entered(self, room: Room) -> None:
         """See ``Member``."""
+
+    def passed_over(self, room: Room, epoch: str, seq: int) -> None:
+        self.over.append((epoch, seq))
 
     def wants(self, room: Room) -> bool:
         return True
@@ -360,10 +364,21 @@ def test_an_empty_store_starts_over_and_says_so(world: World) -> None:
     ann = world.joined()
     world.say(5)
     world.log, world.epoch, world.ends = [], NEXT, []
+    world.write(1)  # what is stored in the new epoch before anybody here has heard of it goes out too
     world.say(1)
+    assert ann.kinds()[-3:] == ["reset", "message", "message"]
+    assert (ann.events[-3]["seq"], ann.events[-3]["truncated"]) == (0, True)
+    assert ann.seqs()[-2:] == [1, 2] and ann.over == [(NEXT, 0)]
+
+
+def test_after_more_epochs_than_are_remembered_the_present_one_goes_out(world: World) -> None:
+    ann = world.joined()
+    world.say(2)
+    world.write(4)
+    world.epoch, world.ends = NEXT, [("dddddddd", 5), ("cccccccc", 3)]
     world.say(1)
-    assert ann.kinds()[-2:] == ["reset", "message"]
-    assert ann.events[-2]["truncated"] is True and ann.events[-1]["seq"] == 2
+    assert ann.kinds()[-3:] == ["reset", "message", "message"]
+    assert ann.events[-3]["truncated"] is True and ann.seqs() == [1, 2, 6, 7]
 
 
 def test_a_late_payload_of_an_old_epoch_is_passed_over(world: World) -> None:

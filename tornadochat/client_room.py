@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, Protocol
 
 from tornadochat.errors import ClientClosed, CommandRefused, Unconfirmed
-from tornadochat.protocol import DEFAULT_HISTORY, User
+from tornadochat.protocol import DEFAULT_HISTORY, ID, User
 from tornadochat.resume import Position, Track
 
 # The server recognises a repeated send for at least ten minutes after the first try (docs/protocol.md).
@@ -145,12 +145,14 @@ class Room:
             Unconfirmed: More than nine minutes after the first try the log did not tell any more whether
                 it was stored.
             ClientClosed: The client was closed, or left the room.
-            ValueError: A thousand messages of this room wait already, or this id is one of them.
+            ValueError: This is no id, or belongs to a message that waits; or a thousand of them wait.
         """
         if self._error is not None:
             raise self._error
         if len(self._pending) >= MAX_PENDING:
             raise ValueError(f"{MAX_PENDING} messages of {self.name!r} are not confirmed yet; wait for some.")
+        if message_id and ID.fullmatch(message_id) is None:
+            raise ValueError("`message_id` must be 16 to 64 characters of A-Z, a-z, 0-9, _ and -.")
         pending = _Pending(message_id or secrets.token_urlsafe(15), text)
         if pending.id in self._pending:
             raise ValueError(f"{pending.id!r} is on its way already.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tornadochat import protocol
 from tornadochat.errors import ProtocolError, Unavailable
@@ -64,6 +64,15 @@ class Rules:
     limits: protocol.Limits
     max_rooms: int
     stored: int
+
+
+class Unconfirmed(NamedTuple):
+    """A stored message whose copy, which confirms it, has not reached its sender yet."""
+
+    room: Room
+    epoch: str
+    seq: int
+    id: str
 
 
 class Rates:
@@ -132,7 +141,7 @@ class Member:
         self.joined_once = False
         self._rules = rules
         self._rates = rates
-        self._unconfirmed: list[tuple[Room, int, str]] | None = None
+        self._unconfirmed: list[Unconfirmed] | None = None
 
     def handle(self, payload: bytes) -> None:
         """Carry out one command; whatever is wrong with it is answered with an ``error`` event."""
@@ -194,7 +203,8 @@ class Member:
         self.rooms = tuple(other for other in self.rooms if other is not room)
         present = room.has(self)
         if present and self._unconfirmed:
-            self._confirm_leaving(room)
+            for sent in self._take_unconfirmed(room):
+                self._confirm(sent)
         room.leave(self)
         if present:
             self._rules.leave(room.name, self.user, by_hand)
@@ -233,7 +243,7 @@ class Member:
                 lambda outcome: self._sent(command, outcome),
             )
         except Unavailable:
-            self._fail_unavailable(command)
+            self._fail_unavailable(command.room, command.id)
 
     def _sent(self, command: Send, outcome: Outcome) -> None:
         """The store has answered. A fresh message is confirmed by the member's own copy."""
@@ -243,47 +253,60 @@ class Member:
         if outcome.status == "stored":
             room = self._rules.find_room(command.room)
             if room is not None and room in self.rooms and room.has(self):
-                self._await_copy(room, outcome.seq, command.id)
+                self._await_copy(room, outcome.epoch, outcome.seq, command.id)
             else:
                 self._ack(command.room, command.id, outcome.epoch, outcome.seq)
         elif outcome.status == "repeat":
             self._ack(command.room, command.id, outcome.epoch, outcome.seq)
         elif outcome.status == "id_reused":
             self._fail(
-                command,
                 ProtocolError(
                     "id_reused",
                     "This id was used for another text; send the message with a new id.",
                     message_id=command.id,
                     room=command.room,
-                ),
+                )
             )
         else:
-            self._fail_unavailable(command)
+            self._fail_unavailable(command.room, command.id)
 
-    def _await_copy(self, room: Room, seq: int, message_id: str) -> None:
-        if room.reached(self) > seq:
+    def _await_copy(self, room: Room, epoch: str, seq: int, message_id: str) -> None:
+        if room.delivered(self, epoch, seq):
             return
         waiting = self._unconfirmed
         if waiting is None:
             waiting = self._unconfirmed = []
-        waiting.append((room, seq, message_id))
+        waiting.append(Unconfirmed(room, epoch, seq, message_id))
         if len(waiting) > UNCONFIRMED_SLACK:
-            waiting[:] = [entry for entry in waiting if entry[0].has(self) and entry[0].reached(self) <= entry[1]]
+            waiting[:] = [each for each in waiting if not self._has_copy(each)]
             if len(waiting) > MAX_UNCONFIRMED:
-                oldest, oldest_seq, oldest_id = waiting.pop(0)
-                self._ack(oldest.name, oldest_id, oldest.epoch, oldest_seq)
+                self._confirm(waiting.pop(0))
 
-    def _confirm_leaving(self, room: Room) -> None:
-        """Acknowledge what was stored but will not reach this member any more."""
-        waiting, self._unconfirmed = self._unconfirmed or (), None
-        kept = []
-        for entry in waiting:
-            if entry[0] is not room:
-                kept.append(entry)
-            elif room.reached(self) <= entry[1]:
-                self._ack(room.name, entry[2], room.epoch, entry[1])
-        self._unconfirmed = kept or None
+    def _has_copy(self, sent: Unconfirmed) -> bool:
+        return not sent.room.has(self) or sent.room.delivered(self, sent.epoch, sent.seq)
+
+    def _confirm(self, sent: Unconfirmed) -> None:
+        self._ack(sent.room.name, sent.id, sent.epoch, sent.seq)
+
+    def _take_unconfirmed(self, room: Room) -> list[Unconfirmed]:
+        """The messages whose copies this member still lacks in a room; they are forgotten here."""
+        waiting = self._unconfirmed or ()
+        self._unconfirmed = [each for each in waiting if each.room is not room] or None
+        return [each for each in waiting if each.room is room and not self._has_copy(each)]
+
+    def passed_over(self, room: Room, epoch: str, seq: int) -> None:
+        """Before a room goes on behind ``seq`` of ``epoch``: what copies will not come any more?
+
+        A message of the same epoch is in the log, or was until it grew old: it is confirmed. One of
+        another epoch may be lost with it: its sender is asked to try again, which finds out.
+        """
+        for sent in self._take_unconfirmed(room):
+            if sent.epoch != epoch:
+                self._fail_unavailable(room.name, sent.id)
+            elif sent.seq <= seq:
+                self._confirm(sent)
+            else:
+                self._await_copy(room, sent.epoch, sent.seq, sent.id)
 
     def _refuse_unless_stored(self, command: Send, problem: ProtocolError) -> None:
         def looked_up(outcome: Outcome) -> None:
@@ -292,31 +315,30 @@ class Member:
             if outcome.status == "repeat":
                 self._ack(command.room, command.id, outcome.epoch, outcome.seq)
             elif outcome.status == "unavailable":
-                self._fail_unavailable(command)
+                self._fail_unavailable(command.room, command.id)
             else:
-                self._fail(command, problem)
+                self._fail(problem)
 
         try:
             self._rules.find_repeat(command.room, self.user.id, command.id, command.text, looked_up)
         except Unavailable:
-            self._fail_unavailable(command)
+            self._fail_unavailable(command.room, command.id)
 
     def _ack(self, room: str, message_id: str, epoch: str, seq: int) -> None:
         self.connection.send_text(protocol.ack(room, message_id, epoch, seq))
 
-    def _fail_unavailable(self, command: Send) -> None:
+    def _fail_unavailable(self, room: str, message_id: str) -> None:
         self._fail(
-            command,
             ProtocolError(
                 "unavailable",
                 "It is unknown whether the message was stored; send it again with the same id.",
-                message_id=command.id,
-                room=command.room,
+                message_id=message_id,
+                room=room,
                 retry_after_ms=1000,
-            ),
+            )
         )
 
-    def _fail(self, command: Send, problem: ProtocolError) -> None:
+    def _fail(self, problem: ProtocolError) -> None:
         self.connection.send_text(protocol.error(problem))
 
     def gapped(self, rooms: Sequence[tuple[str, int]]) -> None:

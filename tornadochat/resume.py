@@ -89,8 +89,11 @@ class Track:
 
     def on_reset(self, event: Mapping[str, Any]) -> bool:
         """Take ``reset`` in; returns whether messages are missing or were lost by the store."""
+        caught_up = self.caught_up
         self.epoch = event["epoch"]
         self.position = Position(self.epoch, event["seq"])
+        if caught_up:  # a store that lost everything begins with small numbers again
+            self.head = event["seq"]
         return bool(event["truncated"])
 
     def pause(self) -> None:

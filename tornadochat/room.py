@@ -143,9 +143,10 @@ class Room:
         """Whether this member is in the room."""
         return member.connection in self._channel(member)
 
-    def reached(self, member: Member) -> int:
-        """Seq that this member gets next; everything below was written or queued for it."""
-        return self._channel(member).next_seq(member.connection)
+    def delivered(self, member: Member, epoch: str, seq: int) -> bool:
+        """Whether the event at this place was written or queued for a member of the room."""
+        known = epoch == self.epoch or epoch in self.ends  # else it belongs to an epoch still to come
+        return known and seq < self._channel(member).next_seq(member.connection)
 
     # What was published ----------------------------------------------------------------------
 
@@ -267,10 +268,12 @@ class Room:
             if end is not None and self.last_seq < end:
                 page = _until(page, end)
             else:
-                # Beyond the recorded end, events went out here that the store lost; without one,
-                # too many epochs have passed to tell.
+                # Beyond the recorded end, events went out here that the store lost. Without one the
+                # store knows nothing of this epoch, or too many have passed to tell; what was stored
+                # in the present one has not been seen here, and goes out.
                 lost = end is None or end < self.last_seq
-                self._reset(page.epoch, page.head_seq if end is None else end, lost, survived=end)
+                start = end if end is not None else page.ends[0][1] if page.ends else 0
+                self._reset(page.epoch, start, lost, survived=end)
                 self._ports.sync(self, self.last_seq + 1)
                 return False
         if page.bodies:
@@ -302,6 +305,10 @@ class Room:
             truncated: Whether members have a hole, or events that the store lost.
             survived: Last seq of the former epoch that is still in the log, where that is known.
         """
+        if truncated:
+            for channel in self.channels:
+                for member in channel:
+                    member.passed_over(self, epoch, seq)
         self.epoch = epoch
         self.last_seq = self.flushed_seq = seq
         if truncated:
@@ -387,6 +394,8 @@ class Room:
 
     def _begin(self, member: Member, start: int, truncated: bool, page: Page | None = None) -> None:
         channel, newcomer = self._channel(member), not self.has(member)
+        if truncated and not newcomer:
+            member.passed_over(self, self.epoch, start - 1)
         channel.join(member.connection, start, False)
         if newcomer:
             member.entered(self)
@@ -440,6 +449,7 @@ class Room:
                 self.advance(member)
         else:  # trimmed while it was being read: told, never hidden
             seq = page.first_seq - 1 if page.bodies else page.head_seq
+            member.passed_over(self, self.epoch, seq)
             member.connection.send_text(protocol.reset(self.name, self.epoch, seq, True))
             channel.join(member.connection, seq + 1, False)
             self.advance(member)

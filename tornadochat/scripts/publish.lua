@@ -35,9 +35,13 @@ local rotated, bytes, renewed = tonumber(found[5]) or 0, tonumber(found[6]) or 0
 local former_epoch = epoch
 
 if not epoch then
-  -- Should only the log have survived, its numbers are not given out again.
+  -- Should only the log have survived, its numbers are not given out again, and what it has belongs
+  -- to an epoch whose name is lost.
   local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
-  if newest then seq = tonumber(newest[1]:match('^%d+')) end
+  if newest then
+    seq = tonumber(newest[1]:match('^%d+'))
+    ends = '-:' .. string.format('%.0f', seq)
+  end
 elseif found[3] ~= run_id then
   -- Another server than the one this room was written under: acknowledged events may be lost, so
   -- their numbers are not given out again under the old epoch. The last eight ends are kept.
