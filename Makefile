@@ -6,8 +6,8 @@ PORT ?= 8000
 ARGS ?=
 # Autobahn's cases, like CASES="12.* 13.*".
 CASES ?=
-# Rounds of the tests that break things.
-ROUNDS ?= 10
+# The long run that breaks things, like FAULTS="--clients 100 --seed 7".
+FAULTS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,9 +63,9 @@ webapp: $(STAMPS)/installed
 conformance: $(STAMPS)/tools
 	$(BIN)/python -P tests/conformance/run.py $(CASES)
 
-# Every test that kills, freezes or restarts something, over and over.
+# 500 clients talk for ten minutes or more while 200 faults are made; then a proof that nothing was lost.
 faults: $(STAMPS)/tools
-	for round in $$(seq $(ROUNDS)); do $(BIN)/python -P -bb -m pytest -q -m faults || exit 1; done
+	$(BIN)/python -m tests.faults.driver $(FAULTS)
 
 # The test suite on every Python that is installed.
 matrix: $(STAMPS)/tools

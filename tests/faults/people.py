@@ -15,8 +15,6 @@ from tornadochat.client import Client, ClientError, Hole, Message, Room, RoomEve
 
 # No fault of a run keeps the chat away for so long; a send that waits longer hangs.
 SEND_SECONDS = 90.0
-# A member that stalls has little room in its kernel, so that the server notices soon.
-STALLED_RCVBUF = 8192
 # A masked text frame that announces more than it brings (RFC 6455 section 5.2).
 HALF_FRAME = bytes([0x81, 0x80 | 100]) + b"mask" + b"half"
 
@@ -135,10 +133,8 @@ class Talker:
     async def stall(self, seconds: float) -> None:
         """Read nothing for some time."""
         connection: Any = self.client._connection
-        sock = self._socket()
-        if sock is None:
+        if self._socket() is None:
             return
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, STALLED_RCVBUF)
         read, gate = connection.read_message, asyncio.Event()
 
         async def read_later() -> Any:

@@ -18,12 +18,15 @@ from tornadochat.embedded import EmbeddedStore
 
 ROLLED = "all workers are replaced"
 ROLLING_SECONDS = 60.0
+KILL_SECONDS = 10.0
 # With a log that short, a burst exceeds it, and members who were away have to be told.
 HISTORY = 200
+HISTORY_SECONDS = 1
 BACKLOG_BYTES = 65536
 # A burst is more than kernels and backlogs hold for a member that does not read.
-BURST_MESSAGES = 400
+BURST_MESSAGES = 800
 BURST_TEXT = "x" * 12_000
+STALL_SECONDS = 3.0
 
 
 class World:
@@ -77,13 +80,13 @@ class World:
 
     async def restart_store(self) -> None:
         """-9, some time without it, then again with its data."""
-        self._kill_store()
+        await self._kill_store()
         await asyncio.sleep(self.draw.uniform(0.2, 2.0))
         await asyncio.to_thread(self.store.restart)
 
     async def wipe_store(self) -> None:
         """The same, but nothing that it knew is left."""
-        self._kill_store()
+        await self._kill_store()
         for path in self.store.data_dir.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -91,10 +94,12 @@ class World:
                 path.unlink()
         await asyncio.to_thread(self.store.restart)
 
-    def _kill_store(self) -> None:
+    async def _kill_store(self) -> None:
         assert self.store.pid is not None
         os.kill(self.store.pid, signal.SIGKILL)
-        self.store.alive()
+        async with asyncio.timeout(KILL_SECONDS):
+            while self.store.alive():
+                await asyncio.sleep(0.01)
 
     async def freeze_store(self) -> None:
         """Stop it; its connections stay open."""
@@ -132,8 +137,13 @@ class World:
         room = self.draw.choice(sorted(speaker.rooms))
         others = [each for each in self.talkers if room in each.rooms and each is not speaker]
         stalled = self.draw.sample(others, max(1, len(others) // 4))
-        burst = [speaker.say(room, BURST_TEXT) for _ in range(BURST_MESSAGES)]
-        await asyncio.gather(*(each.stall(3.0) for each in stalled), *burst)
+        await asyncio.gather(*(each.stall(STALL_SECONDS) for each in stalled), self._burst(speaker, room))
+
+    async def _burst(self, speaker: Talker, room: str) -> None:
+        """In two halves, so that the first one is old enough to be trimmed when the second one comes."""
+        for _ in range(2):
+            await asyncio.gather(*(speaker.say(room, BURST_TEXT) for _ in range(BURST_MESSAGES // 2)))
+            await asyncio.sleep(HISTORY_SECONDS + 0.2)
 
     def _some(self, share: int) -> list[Talker]:
         return self.draw.sample(self.talkers, max(1, len(self.talkers) // share))
@@ -149,7 +159,7 @@ async def running_world(folder: Path, draw: random.Random, workers: int, freeze:
     options = (
         f"--redis=redis://127.0.0.1:{proxy.port}",
         f"--history={HISTORY}",
-        "--history-seconds=2",
+        f"--history-seconds={HISTORY_SECONDS}",
         f"--max-backlog={BACKLOG_BYTES}",
         "--drain-seconds=1",
         "--max-text-chars=16000",
