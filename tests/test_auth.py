@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
+import redis.asyncio
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
-from tornadochat.auth import Authenticator, redacted
+from tornadochat.auth import Authenticator, load_secrets, redacted
 from tornadochat.errors import HandshakeError, StartError
 from tornadochat.settings import Settings
 
@@ -21,7 +25,7 @@ JWT_KEY = "k" * 32
 
 
 def make(**changed: Any) -> Authenticator:
-    return Authenticator(Settings(**changed), SECRET)
+    return Authenticator(Settings(**changed), [SECRET])
 
 
 def token(
@@ -50,9 +54,33 @@ def test_a_guest_comes_back_as_the_same_user_by_token_or_cookie() -> None:
 
 def test_a_token_that_was_changed_or_signed_by_another_is_refused() -> None:
     good = make().new_guest("Ada").session
-    other = Authenticator(Settings(), "another secret").new_guest("Ada").session
+    other = Authenticator(Settings(), ["another secret"]).new_guest("Ada").session
     for bad in (good[:-1] + ("0" if good[-1] != "0" else "1"), other, "x", "2|1:0|", "\x00", "é", "a" * 9000):
         assert status_of(make(), token=bad) == 401
+
+
+def test_a_secret_that_the_store_lost_stays_good_beside_the_one_that_was_made_meanwhile(store_url: str) -> None:
+    settings = Settings(redis_prefix=f"auth-{secrets.token_hex(4)}")
+
+    async def load(known: Sequence[str] = ()) -> tuple[list[str], bool]:
+        async with redis.asyncio.Redis.from_url(store_url) as store:
+            return await load_secrets(store, settings, known)
+
+    async def scenario() -> None:
+        first, _ = await load()
+        assert await load() == (first, False) == await load(first)
+        old = Authenticator(settings, first).new_guest("Ada")
+        async with redis.asyncio.Redis.from_url(store_url) as store:
+            await store.delete(f"{settings.redis_prefix}:secret", f"{settings.redis_prefix}:secrets")
+        newcomer, _ = await load()  # a worker that starts before the others have put theirs back
+        assert newcomer != first
+        assert await load(first) == ([*newcomer, *first], True)
+        assert await load(newcomer) == ([*newcomer, *first], False)
+        both = Authenticator(settings, [*newcomer, *first])
+        assert both.authenticate(token=old.session).user == old.user
+        assert Authenticator(settings, newcomer).read_session(both.new_guest("Bob").session) is not None
+
+    asyncio.run(scenario())
 
 
 def test_a_session_expires_and_is_renewed_after_half_of_its_life(monkeypatch: pytest.MonkeyPatch) -> None:

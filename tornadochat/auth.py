@@ -12,6 +12,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +38,8 @@ log = logging.getLogger("tornadochat")
 COOKIE = "tornadochat_session"
 VALUE_NAME = "session"  # part of what is signed, so that no other signed value passes for a session
 SECRET_BYTES = 32
+# A new one comes only when a store lost the old one; each costs a signature for a token that is not valid.
+MAX_SECRETS = 8
 MIN_HS256_BYTES = 32  # RFC 7518 section 3.2
 MAX_TOKEN_CHARS = 8192
 MAX_SUB_CHARS = 128
@@ -67,28 +70,42 @@ def redacted(text: str) -> str:
     return IN_URL.sub(r"\1=...", text)
 
 
-async def load_secret(store: redis.asyncio.Redis, settings: Settings, known: str = "") -> str:
-    """The secret that signs sessions: the option's, or the one that all machines find in the store.
+async def load_secrets(
+    store: redis.asyncio.Redis, settings: Settings, known: Sequence[str] = ()
+) -> tuple[list[str], bool]:
+    """The secrets that sign sessions: the option's, or those that all machines find in the store.
+
+    There is more than one only after the store lost its data while somebody made a new one: what the
+    workers still know is put back, so that nobody has to sign in again.
 
     Args:
-        store: Where it is kept.
+        store: Where they are kept.
         settings: The option and the namespace.
-        known: What this worker has used so far; put back into a store that lost it.
+        known: What this worker has used so far.
+
+    Returns:
+        The one to sign with and then the others that are good; and whether the store lacked some of ``known``.
 
     Raises:
         Unavailable: The store cannot be reached.
     """
     if settings.session_secret:
-        return settings.session_secret
+        return [settings.session_secret], False
     key = f"{settings.redis_prefix}:secret"
+    fresh = known[0] if known else secrets.token_hex(SECRET_BYTES)
     try:
-        await store.set(key, known or secrets.token_hex(SECRET_BYTES), nx=True)
+        await store.set(key, fresh, nx=True)
         found: Any = await store.get(key)
+        added: Any = await store.sadd(f"{key}s", *known) if known else 0
+        others: Any = await store.smembers(f"{key}s") if found else ()
+        if found and found not in others:
+            await store.sadd(f"{key}s", found)
     except redis.RedisError as error:
         raise Unavailable(str(error)) from None
     if not found:
         raise Unavailable("the session secret is not in the store")
-    return bytes(found).decode("ascii")
+    ordered = [found, *sorted(set(others) - {found})][:MAX_SECRETS]
+    return [bytes(each).decode("ascii") for each in ordered], added > 0
 
 
 class Authenticator:
@@ -96,15 +113,15 @@ class Authenticator:
 
     Args:
         settings: The identity options.
-        secret: Signs the sessions of guests.
+        secrets: The first signs the sessions of guests, all of them are good; see ``load_secrets``.
 
     Raises:
         StartError: The JWT key cannot be used.
     """
 
-    def __init__(self, settings: Settings, secret: str) -> None:
+    def __init__(self, settings: Settings, secrets: Sequence[str]) -> None:
         self._settings = settings
-        self.secret = secret
+        self.secrets = secrets
         self._keys = JwtKeys(settings)
         self._ended: dict[str, float] = {}
 
@@ -127,7 +144,7 @@ class Authenticator:
     def _issue(self, user: User) -> Identity:
         now = time.time()
         value = ujson.dumps([user.id, user.name, round(now, 3)])
-        token = create_signed_value(self.secret, VALUE_NAME, value).decode("ascii")
+        token = create_signed_value(self.secrets[0], VALUE_NAME, value).decode("ascii")
         return Identity(user, token, None, now + self._settings.session_seconds)
 
     def read_session(self, token: str) -> Identity | None:
@@ -135,7 +152,7 @@ class Authenticator:
         it is not valid (any more)."""
         seconds = self._settings.session_seconds
         try:
-            value = decode_signed_value(self.secret, VALUE_NAME, token, max_age_days=seconds / 86400)
+            value = self._read_signed(token, seconds / 86400)
             user_id, name, issued = ujson.loads(value) if value else (None, None, 0)
         except (ValueError, TypeError):
             return None
@@ -145,6 +162,13 @@ class Authenticator:
         if time.time() - issued > seconds / 2:
             return self._issue(user)
         return Identity(user, token, None, issued + seconds)
+
+    def _read_signed(self, token: str, days: float) -> bytes | None:
+        for secret in self.secrets:
+            value = decode_signed_value(secret, VALUE_NAME, token, max_age_days=days)
+            if value:
+                return value
+        return None
 
     def rename(self, identity: Identity, name: Any) -> Identity:
         """The same guest under another name.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import ujson
 
 from tornadochat import protocol
-from tornadochat.auth import Authenticator, load_secret
+from tornadochat.auth import Authenticator, load_secrets
 from tornadochat.broker import Broker
 from tornadochat.errors import StoreError
 from tornadochat.gateway import make_gateway
@@ -52,6 +52,8 @@ TICK_SECONDS = 1.0
 # A new worker accepts nobody before it can tell who they are; without a store it does after this
 # time, to answer 503 and /healthz.
 STORE_SECONDS = 3.0
+# Pauses between tries to read what the store knows of sessions.
+FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.1, 2.0
 # The log of every subscribed room is compared with what came by pub/sub this often.
 HEAD_CHECK_SECONDS = 30.0
 # Rooms whose heads are asked for in one round trip.
@@ -158,6 +160,8 @@ class Worker:
         )
         self._stopped = asyncio.Event()
         self._can_sign = asyncio.Event()  # set once the session secret is known
+        self._identity_wanted = asyncio.Event()  # set while what the store knows of sessions is to be read
+        self._identity_wanted.set()
         self._empty = asyncio.Event()  # set once a drain has no member left
         self._tasks: set[asyncio.Task[None]] = set()
         self._unjoined: deque[tuple[float, Member]] = deque()  # oldest first: all wait equally long
@@ -176,7 +180,7 @@ class Worker:
         server = self.gateway.server()
         self.broker.on_publish_seconds = self.metrics.publish_seconds.observe
         await self.broker.start()
-        self._spawn(self._load_secret())
+        self._spawn(self._keep_identity())
         self.presence.start()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STORE_SECONDS):
@@ -236,37 +240,33 @@ class Worker:
             except Exception:
                 log.exception("%s failed; it is tried again", duty.__name__)
 
-    async def _load_secret(self) -> None:
-        """The secret that signs sessions is the same on every machine: it lives in the store."""
-        wait = 0.1
+    async def _keep_identity(self) -> None:
+        """Learn, whenever it is asked for, how sessions are signed and which were ended: all machines find
+        it in the store. It is tried until the store tells."""
+        wait = FIRST_WAIT_SECONDS
         while True:
+            await self._identity_wanted.wait()
+            self._identity_wanted.clear()
             try:
-                secret = await load_secret(self.broker.redis, self.settings)
+                await self._learn_identity()
             except (StoreError, OSError) as error:
                 log.debug("the session secret cannot be read yet: %s", error)
+                self._identity_wanted.set()
                 await asyncio.sleep(wait)
-                wait = min(wait * 2, 2.0)
+                wait = min(wait * 2, LAST_WAIT_SECONDS)
             else:
-                authenticator = Authenticator(self.settings, secret)
-                await self._load_ended(authenticator)
-                self.authenticator = authenticator
+                wait = FIRST_WAIT_SECONDS
                 self._can_sign.set()
-                return
 
-    async def _reload(self, authenticator: Authenticator) -> None:
-        """The store is back, perhaps another one: put back or learn the secret, learn what was ended."""
-        try:
-            authenticator.secret = await load_secret(self.broker.redis, self.settings, authenticator.secret)
-        except StoreError as error:
-            log.debug("the session secret is read when the store is back: %s", error)
-        await self._load_ended(authenticator)
-
-    async def _load_ended(self, authenticator: Authenticator) -> None:
-        """Sessions that were ended while this worker did not listen stay ended."""
-        try:
-            await authenticator.load_ended(self.broker.redis)
-        except StoreError as error:
-            log.debug("ended sessions are read when the store is back: %s", error)
+    async def _learn_identity(self) -> None:
+        known = self.authenticator.secrets if self.authenticator is not None else ()
+        found, put_back = await load_secrets(self.broker.redis, self.settings, known)
+        authenticator = self.authenticator or Authenticator(self.settings, found)
+        authenticator.secrets = found
+        await authenticator.load_ended(self.broker.redis)
+        self.authenticator = authenticator
+        if put_back:  # workers that came up with an empty store do not know it
+            self.broker.publish_control(b'{"kind":"secrets"}')
 
     # What the gateway asks and brings --------------------------------------------------------------
 
@@ -349,16 +349,17 @@ class Worker:
         if up:
             self._spawn(self._check_heads())
             self.presence.renew()
-            if self.authenticator is not None:
-                self._spawn(self._reload(self.authenticator))
+            self._identity_wanted.set()
 
     def _on_control(self, payload: bytes) -> None:
         try:
             order = ujson.loads(payload)
-            kind, user, room, at = order["kind"], order["user"], order.get("room"), float(order.get("at", 0))
+            kind, user, room, at = order["kind"], order.get("user"), order.get("room"), float(order.get("at", 0))
         except (ValueError, KeyError, TypeError):
             log.warning("malformed control message of %d bytes left out", len(payload))
             return
+        if kind == "secrets":
+            self._identity_wanted.set()
         if kind == "end" and self.authenticator is not None:
             self.authenticator.end(user, at)
         for member in [member for member in self.members if member.user.id == user]:

@@ -104,7 +104,9 @@ async def run(plan: Plan, folder: Path) -> Report:
     """
     draw = random.Random(plan.seed)
     record = Record()
-    async with running_world(folder, draw, plan.workers, plan.freeze_seconds) as world:
+    # What a fault hits depends on when it comes; the schedule must not.
+    targets = random.Random(plan.seed + 1_000_000)
+    async with running_world(folder, targets, plan.workers, plan.freeze_seconds) as world:
         url = f"ws://127.0.0.1:{world.server.port}/ws"
         names = [f"room-{index}" for index in range(plan.rooms)]
         for index in range(plan.clients):
@@ -166,8 +168,13 @@ async def _recover(world: World, record: Record) -> float:
     for talker in world.talkers:
         for room in talker.rooms:
             speakers.setdefault(room, talker)
-    async with asyncio.timeout(RECOVERY_SECONDS):
-        await asyncio.gather(*(_probe(talker, room, record) for room, talker in speakers.items()))
+    try:
+        async with asyncio.timeout(RECOVERY_SECONDS):
+            await asyncio.gather(*(_probe(talker, room, record) for room, talker in speakers.items()))
+    except TimeoutError:
+        for talker in world.talkers:
+            print(talker.state(), file=sys.stderr)
+        raise
     return time.monotonic() - began
 
 

@@ -109,6 +109,11 @@ class Talker:
                 sent.place = await self.rooms[room].send(text or message_id, message_id)
         return sent
 
+    def state(self) -> str:
+        """How the client and its rooms are, for a run that hangs."""
+        rooms = {name: (room.track.live, room.track.position) for name, room in self.rooms.items()}
+        return f"{self.name}: connected {self.client.connected}, ended by {self.client._error!r}, {rooms}"
+
     # Harm ------------------------------------------------------------------------------------
 
     def _socket(self) -> socket.socket | None:

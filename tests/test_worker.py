@@ -1,0 +1,51 @@
+"""What ties a worker's parts together, where no other test sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tornadochat import worker
+from tornadochat.auth import load_secrets
+from tornadochat.errors import Unavailable
+from tornadochat.settings import Settings
+
+
+def test_the_secret_is_put_back_however_often_the_store_fails(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that gave up after one try left the making of a new secret to its successor, and everybody
+    had to sign in again."""
+    failures = 2
+
+    async def sometimes(store: Any, settings: Settings, known: Sequence[str] = ()) -> tuple[list[str], bool]:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise Unavailable("the connection was lost")
+        return await load_secrets(store, settings, known)
+
+    async def scenario() -> None:
+        one = worker.Worker(Settings(redis_prefix="worker-secret"), 0, store_url, tmp_path, 1)
+        keeping = asyncio.create_task(one._keep_identity())
+        await asyncio.wait_for(one._can_sign.wait(), 5)
+        assert one.authenticator is not None
+        [secret] = one.authenticator.secrets
+        await one.broker.redis.delete("worker-secret:secret", "worker-secret:secrets")
+        monkeypatch.setattr(worker, "load_secrets", sometimes)
+        one._on_status(True)
+        async with asyncio.timeout(5):
+            while await one.broker.redis.get("worker-secret:secret") is None:
+                await asyncio.sleep(0.01)
+        assert one.authenticator.secrets == [secret]
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+        await one.broker.close()
+
+    asyncio.run(scenario())
