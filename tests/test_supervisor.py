@@ -132,6 +132,57 @@ def test_sighup_replaces_every_worker_without_refusing_anybody(tmp_path: Path) -
         assert "tornadochat_worker_restarts_total 2.0" in metrics
 
 
+def test_a_worker_that_is_killed_while_it_is_replaced_does_not_stop_the_others(tmp_path: Path) -> None:
+    """The rolling restart waited for ever for the drain of a worker that was gone, and no other one began."""
+    script = tmp_path / "slow_start.py"
+    script.write_text(
+        "import logging, signal, sys, time\n"
+        "from tornadochat.settings import Settings\n"
+        "from tornadochat.supervisor import Supervisor\n"
+        "from pathlib import Path\n"
+        "logging.basicConfig(level=logging.INFO)\n"
+        "def worker(*, tell, generation, **given):\n"
+        "    time.sleep(0.5 if generation else 0)\n"
+        "    tell('ready 1')\n"
+        "    signal.pause()\n"
+        f"settings = Settings(port=0, workers=2, data_dir=Path({str(tmp_path / 'data')!r}))\n"
+        "sys.exit(Supervisor(settings, worker, lambda text: print('up', flush=True)).run())\n"
+    )
+    log = tmp_path / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(script)], stdout=subprocess.PIPE, stderr=output, text=True
+        )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "up\n"
+        first, second = (pid for pid in tree(process.pid) if pid != process.pid and "slow_start" in command(pid))
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(tree(process.pid)) == 5)  # two workers, the store, the parent, a successor
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: "all workers are replaced" in log.read_text())
+        assert gone([first, second]) and log.read_text().count("has drained") == 1
+    finally:
+        process.terminate()
+        process.communicate(timeout=15)
+
+
+def test_a_worker_that_somebody_tells_to_end_has_a_successor_at_once(tmp_path: Path) -> None:
+    with running_server(tmp_path, "--drain-seconds=3", workers=1) as server:
+        (before,) = server.workers
+        with Person(server.port) as ada:
+            ada.join("tea")
+            os.kill(before, signal.SIGTERM)
+            began = time.monotonic()
+            wait_for(lambda: len(server.workers) == 2)
+            with Person(server.port) as bob:  # who had to wait for the whole drain
+                bob.join("tea")
+                assert time.monotonic() - began < 2.5
+            assert ada.expect("bye")["reason"] == "drain"
+        wait_for(lambda: gone([before]), 8)
+        assert len(server.workers) == 1 and "has drained" in log_of(tmp_path)
+
+
 def test_the_embedded_store_is_started_again_when_it_dies(tmp_path: Path) -> None:
     with running_server(tmp_path, QUICK, workers=1) as server:
         first = server.store
@@ -219,8 +270,8 @@ def test_a_signal_that_a_fork_hook_swallows_does_not_hang_the_parent(tmp_path: P
         "from tornadochat.supervisor import Supervisor\n"
         "from pathlib import Path\n"
         "os.register_at_fork(after_in_parent=lambda: time.sleep(0.3))\n"
-        "def worker(*, ready, **given):\n"
-        "    ready('1')\n"
+        "def worker(*, tell, **given):\n"
+        "    tell('ready 1')\n"
         "    signal.pause()\n"
         f"settings = Settings(port=0, workers=1, data_dir=Path({str(tmp_path / 'data')!r}))\n"
         "sys.exit(Supervisor(settings, worker, lambda text: print('up', flush=True)).run())\n"

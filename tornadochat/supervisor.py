@@ -58,7 +58,7 @@ class Child:
 
     Attributes:
         pid: Of the process.
-        pipe: Read end of its status pipe: a line when it is ready, end of file when it is gone.
+        pipe: Read end of its status pipe: lines as ``worker.run`` writes them, end of file when it is gone.
         ready: Whether it accepts connections.
         leaving: Whether it was told to drain.
     """
@@ -218,7 +218,7 @@ class Supervisor:
                 sock=slot.sock,
                 store_url=self._store_url,
                 metrics_dir=self._metrics_dir,
-                ready=lambda text: os.write(writer, text.encode("utf-8") + b"\n"),
+                tell=lambda text: os.write(writer, text.encode("utf-8") + b"\n"),
                 generation=slot.generation,
             )
         except StartError as error:
@@ -315,18 +315,33 @@ class Supervisor:
             said = os.read(child.pipe, 4096)
         except BlockingIOError:
             return
-        if said and not child.ready:
-            child.ready = True
-            slot.failures = 0
-            self._on_ready(slot, said.decode("utf-8").strip())
+        for line in said.decode("utf-8").splitlines():
+            word, _, rest = line.partition(" ")
+            if word == "ready" and not child.ready:
+                child.ready = True
+                slot.failures = 0
+                self._on_ready(slot, child, rest)
+            elif word == "draining" and not child.leaving:
+                # Somebody else told it to: connections must not wait until it is gone.
+                child.leaving = True
+                if self._stopping_until is None and child is slot.children[-1]:
+                    self._fork([slot])
 
-    def _on_ready(self, slot: Slot, capacity: str) -> None:
-        for older in slot.children[:-1]:
+    def _on_ready(self, slot: Slot, child: Child, capacity: str) -> None:
+        for older in slot.children[: slot.children.index(child)]:
             older.leaving = True
             older.signal(signal.SIGTERM)
+        if slot.children == [child]:
+            self._replaced(slot)
         if not self._announced and all(any(child.ready for child in other.children) for other in self._slots):
             self._announced = True
             self._announce(self._banner(capacity))
+
+    def _replaced(self, slot: Slot) -> None:
+        """The slot has one worker, and it is ready: a rolling restart goes on with the next slot."""
+        if self._rolling[:1] == [slot]:
+            self._rolling.pop(0)
+            self._replace_next()
 
     def _banner(self, capacity: str) -> str:
         settings = self.settings
@@ -364,19 +379,17 @@ class Supervisor:
             return
         if child.leaving:
             log.info("worker %d (process %d) has drained", slot.index, child.pid)
-            if slot in self._rolling[:1]:
-                self._rolling.pop(0)
-                self._replace_next()
-            if slot.children:
-                return
         else:
             log.warning("worker %d (process %d) %s", slot.index, child.pid, _how(status))
             if slot in self._rolling and not child.ready:
                 log.error("the replacement stops here: the new worker did not start")
                 self._rolling = []
-        if not slot.children and child.ready:
+        if slot.children:
+            if slot.children[-1].ready:
+                self._replaced(slot)
+        elif child.ready:
             self._fork([slot])
-        elif not slot.children:
+        else:
             self._schedule_retry(slot)
 
     def _schedule_retry(self, slot: Slot) -> None:

@@ -71,7 +71,7 @@ def run(
     sock: socket.socket,
     store_url: str,
     metrics_dir: Path,
-    ready: Callable[[str], object],
+    tell: Callable[[str], object],
     generation: int,
 ) -> int:
     """Serve one slot until SIGTERM; the entry point of a forked process.
@@ -82,7 +82,8 @@ def run(
         sock: Listening socket, bound by the parent.
         store_url: Address of the store, embedded or the user's.
         metrics_dir: Folder of the metrics that all workers share.
-        ready: Called once connections are accepted, with how many members there is room for.
+        tell: Tells the parent: ``ready N`` once connections are accepted, with how many members there is
+            room for, and ``draining`` when they are not any more.
         generation: How many workers this slot had before.
 
     Returns:
@@ -90,7 +91,7 @@ def run(
     """
 
     async def serve() -> int:
-        return await Worker(settings, slot, store_url, metrics_dir, generation).serve(sock, ready)
+        return await Worker(settings, slot, store_url, metrics_dir, generation).serve(sock, tell)
 
     return asyncio.run(serve())
 
@@ -171,7 +172,7 @@ class Worker:
 
     # Life ----------------------------------------------------------------------------------------
 
-    async def serve(self, sock: socket.socket, ready: Callable[[str], object]) -> int:
+    async def serve(self, sock: socket.socket, tell: Callable[[str], object]) -> int:
         """Run until drained."""
         self.loop.add_signal_handler(signal.SIGTERM, self._stopped.set)
         if self.plain_sockets:
@@ -186,10 +187,11 @@ class Worker:
             async with asyncio.timeout(STORE_SECONDS):
                 await self._can_sign.wait()
         server.add_socket(sock)
-        ready(str(self.capacity))
+        tell(f"ready {self.capacity}")
         for duty, seconds in ((self._tick, TICK_SECONDS), (self._check_heads, HEAD_CHECK_SECONDS)):
             self._spawn(self._repeat(duty, seconds))
         await self._stopped.wait()
+        tell("draining")
         server.stop()
         await self._drain()
         return 0
