@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -211,6 +212,86 @@ def test_messages_typed_while_the_server_is_away_arrive_once_and_in_order(browse
         with Person(port) as bob:
             assert bob.join("tea")["missing"] == 4
             assert [message["text"] for message in bob.messages(4)] == ["one", "two", "three", "four"]
+        ada.close()
+
+
+def test_what_is_typed_while_the_server_is_killed_and_started_again_arrives_once(
+    browser: Any, tmp_path: Path
+) -> None:
+    texts = [f"line {number:02}" for number in range(24)]
+    with running_server(tmp_path, "--durable", workers=2) as first:
+        port = first.port
+        ada, bob = Window(browser, port, "Ada"), Window(browser, port, "Bob")
+        for each in (ada, bob):
+            each.join("tea")
+        for text in texts[:8]:
+            ada.say(text)
+        first.process.kill()
+        for text in texts[8:16]:
+            ada.say(text)
+        first.process.wait()
+    with running_server(tmp_path, "--durable", workers=2, port=port):
+        for text in texts[16:]:
+            ada.say(text)
+        for each in (ada, bob):
+            each.page.wait_for_selector(
+                f".message:not(.is-pending) .message-text:has-text({texts[-1]!r})", timeout=40_000
+            )
+            assert each.texts() == texts
+            each.close()
+
+
+def test_unsent_messages_survive_a_reload_and_a_crash_of_the_tab(browser: Any, tmp_path: Path) -> None:
+    with running_server(tmp_path, "--drain-seconds=0.2", "--durable", workers=1) as first:
+        port = first.port
+        ada = Window(browser, port, "Ada")
+        ada.join("tea")
+        ada.say("one")
+        ada.sees("one")
+    ada.page.wait_for_selector(".banner")
+    ada.say("two")
+    ada.page.locator(".is-pending").wait_for()
+    with running_server(tmp_path, "--drain-seconds=0.2", "--durable", workers=1, port=port):
+        ada.page.reload()
+        ada.page.wait_for_selector(".message:not(.is-pending) .message-text:has-text('two')")
+        assert ada.texts() == ["one", "two"]
+    ada.page.wait_for_selector(".banner")
+    ada.say("three")
+    ada.page.locator(".is-pending").wait_for()
+    with contextlib.suppress(Exception):  # the page is gone before it answers
+        ada.page.goto("chrome://crash", timeout=2_000)
+    with running_server(tmp_path, "--drain-seconds=0.2", "--durable", workers=1, port=port):
+        ada.page = ada.context.new_page()
+        ada.page.set_default_timeout(WAIT_MS)
+        ada.page.goto(f"http://127.0.0.1:{port}/")
+        ada.page.wait_for_selector(".message:not(.is-pending) .message-text:has-text('three')")
+        assert ada.texts() == ["one", "two", "three"]
+        with Person(port) as bob:
+            assert bob.join("tea")["missing"] == 3
+        ada.close()
+
+
+def test_a_tab_sends_what_another_one_left_only_once_that_is_closed(browser: Any, tmp_path: Path) -> None:
+    with running_server(tmp_path, "--drain-seconds=0.2", "--durable", workers=1) as first:
+        port = first.port
+        ada = Window(browser, port, "Ada")
+        ada.join("tea")
+        other = ada.context.new_page()
+        other.set_default_timeout(WAIT_MS)
+        other.goto(f"http://127.0.0.1:{port}/")
+        other.wait_for_selector("#text")
+    other.wait_for_selector(".banner")
+    other.fill("#text", "from the other tab")
+    other.press("#text", "Enter")
+    other.wait_for_selector(".is-pending")
+    time.sleep(1)
+    assert ada.page.locator(".is-pending").count() == 0
+    other.close()
+    # Which tabs have left something is looked at every fifteen seconds.
+    ada.page.wait_for_selector(".message.is-pending .message-text:has-text('from the other tab')", timeout=30_000)
+    with running_server(tmp_path, "--drain-seconds=0.2", "--durable", workers=1, port=port):
+        ada.page.wait_for_selector(".message:not(.is-pending) .message-text", timeout=40_000)
+        assert ada.texts() == ["from the other tab"]
         ada.close()
 
 

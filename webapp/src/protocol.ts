@@ -51,13 +51,21 @@ export interface JoinedEvent {
   people: number;
 }
 
+export interface ResetEvent {
+  type: "reset";
+  room: string;
+  epoch: string;
+  seq: number;
+  truncated: boolean;
+}
+
 export type ServerEvent =
   | { type: "welcome"; user: User; session: string; limits: Record<string, number> }
   | JoinedEvent
   | { type: "left"; room: string; reason: "left" | "removed" }
   | MessageEvent_
   | { type: "ack"; room: string; id: string; epoch: string; seq: number }
-  | { type: "reset"; room: string; epoch: string; seq: number; truncated: boolean }
+  | ResetEvent
   | { type: "gap"; room: string; epoch: string; seq: number }
   | { type: "presence"; room: string; joined: User[]; left: User[]; people: number }
   | { type: "typing"; room: string; users: User[] }

@@ -1,10 +1,13 @@
 import * as api from "./api";
 import type { Link } from "./connection";
 import { Connection } from "./connection";
-import type { ErrorEvent_, ServerEvent, User } from "./protocol";
-import { newId } from "./protocol";
+import type { Pending } from "./outbox";
+import { Outbox } from "./outbox";
+import type { ErrorEvent_, MessageEvent_, ResetEvent, ServerEvent, User } from "./protocol";
 import type { RoomView } from "./room";
 import { Room } from "./room";
+import { Sender } from "./sender";
+import { draft, forgetRooms, rememberedRooms, rememberRooms, saveDraft } from "./storage";
 
 /** What components see besides rooms; replaced, never changed. */
 export interface AppView {
@@ -24,15 +27,15 @@ export interface StoreOptions {
   makeSocket?: (url: string) => WebSocket;
   /** Runs a callback with the next animation frame; tests give their own. */
   schedule?: (callback: () => void) => void;
+  /** Opens what keeps unconfirmed messages; tests give their own. */
+  openOutbox?: typeof Outbox.open;
 }
 
 const HISTORY = 50;
 const ACTIVE_MS = 15_000;
 const TYPING_MS = 2_500;
-// A refused send is tried again by itself so often; after that the person decides.
-const MAX_TRIES = 4;
-const REMEMBERED = "tornadochat.rooms";
-const DRAFT = "tornadochat.draft.";
+// A hole is filled with what the log still has, at most so many times fifty messages.
+const MAX_FILLS = 4;
 
 /**
  * All state of the chat, outside React. Events change rooms at once; views are made and listeners called
@@ -41,8 +44,12 @@ const DRAFT = "tornadochat.draft.";
 export class ChatStore {
   private readonly listeners = new Set<() => void>();
   private readonly rooms = new Map<string, Room>();
-  private readonly tries = new Map<string, number>();
+  private readonly sender = new Sender({
+    send: (command) => this.connection?.send(command) ?? false,
+    changed: () => this.update(),
+  });
   private connection: Connection | null = null;
+  private visits = 0;
   private scheduled = false;
   private typedAt = 0;
   private timers: ReturnType<typeof setInterval>[] = [];
@@ -99,7 +106,7 @@ export class ChatStore {
   /** Finds out who this browser is; asks for a name where it is nobody yet. */
   async start(): Promise<void> {
     try {
-      this.enter((await api.readSession()).user);
+      await this.enter((await api.readSession()).user);
     } catch (error) {
       const unknown = error instanceof api.ApiError && error.status === 401;
       this.update({ phase: "sign-in", problem: unknown ? null : wordsOf(error) });
@@ -108,24 +115,47 @@ export class ChatStore {
 
   async signIn(name: string): Promise<void> {
     try {
-      this.enter((await api.signIn(name)).user);
+      await this.enter((await api.signIn(name)).user);
     } catch (error) {
       this.update({ problem: wordsOf(error) });
     }
   }
 
   async signOut(): Promise<void> {
+    if (this.state.user !== null) await this.sender.outbox?.forget(this.state.user.id).catch(() => null);
     this.stop();
+    for (const room of this.rooms.values()) this.sender.pause(room);
     this.rooms.clear();
-    localStorage.removeItem(REMEMBERED);
+    forgetRooms();
     await api.signOut().catch(() => null);
     this.update({ phase: "sign-in", user: null, current: null, problem: null });
   }
 
-  private enter(user: User): void {
+  private async enter(user: User): Promise<void> {
+    if (this.connection !== null) this.stop();
+    this.visits += 1;
+    const visit = this.visits;
+    for (const room of this.rooms.values()) this.sender.reown(room, user);
     this.update({ phase: "chat", user, problem: null });
-    for (const name of remembered()) this.open(name);
+    for (const name of rememberedRooms()) this.open(name);
     if (this.state.current === null) this.update({ current: this.rooms.keys().next().value ?? null });
+    // What was said before a reload has its part in where each room is resumed.
+    this.sender.outbox = await (this.options.openOutbox ?? Outbox.open)((found) => this.adopt(found));
+    await this.sender.outbox.adopt(user.id);
+    if (visit === this.visits) this.connect();
+  }
+
+  private adopt(found: readonly Pending[]): void {
+    for (const name of new Set(found.map((message) => message.room))) {
+      this.open(name);
+      const room = this.rooms.get(name);
+      const messages = found.filter((message) => message.room === name);
+      if (room !== undefined) this.sender.adopt(room, messages);
+    }
+    this.update();
+  }
+
+  private connect(): void {
     const { url = socketUrl(), makeSocket } = this.options;
     this.connection = new Connection({
       url,
@@ -136,7 +166,7 @@ export class ChatStore {
     });
     this.connection.start();
     this.timers = [
-      setInterval(() => void this.refreshActive(), ACTIVE_MS),
+      setInterval(() => this.refresh(), ACTIVE_MS),
       setInterval(() => this.expireTyping(), 1_000),
     ];
     void this.refreshActive();
@@ -147,9 +177,12 @@ export class ChatStore {
   stop(): void {
     for (const timer of this.timers) clearInterval(timer);
     this.timers = [];
+    this.visits += 1;
     document.removeEventListener("visibilitychange", this.onVisible);
     this.connection?.stop();
     this.connection = null;
+    this.sender.outbox?.close();
+    this.sender.outbox = null;
   }
 
   readonly retryNow = (): void => this.connection?.retryNow();
@@ -163,11 +196,17 @@ export class ChatStore {
     if (link !== "open") {
       for (const room of this.rooms.values()) {
         room.joined = false;
+        this.sender.pause(room);
         room.touch();
       }
     }
     if (link === "signed-out") this.update({ phase: "sign-in", problem: "Your session has ended." });
     this.update({ link, retryAt });
+  }
+
+  private refresh(): void {
+    void this.refreshActive();
+    if (this.state.user !== null) void this.sender.outbox?.adopt(this.state.user.id);
   }
 
   private async refreshActive(): Promise<void> {
@@ -197,7 +236,7 @@ export class ChatStore {
     if (this.rooms.has(name)) return;
     const room = new Room(name, () => this.state.user);
     this.rooms.set(name, room);
-    remember([...this.rooms.keys()]);
+    rememberRooms([...this.rooms.keys()]);
     this.sendJoin(room);
     this.update();
   }
@@ -208,8 +247,10 @@ export class ChatStore {
   }
 
   private forget(name: string): void {
+    const room = this.rooms.get(name);
+    for (const id of room?.pending.keys() ?? []) this.discard(name, id);
     this.rooms.delete(name);
-    remember([...this.rooms.keys()]);
+    rememberRooms([...this.rooms.keys()]);
     const current =
       this.state.current === name ? (this.rooms.keys().next().value ?? null) : this.state.current;
     this.update({ current });
@@ -225,14 +266,31 @@ export class ChatStore {
     this.update({ current: name });
   }
 
+  private rejoin(room: Room): void {
+    if (this.rooms.get(room.name) === room && !room.live) this.sendJoin(room);
+  }
+
   private sendJoin(room: Room): void {
-    const position = room.position;
+    const after = room.resumeAt;
     this.connection?.send({
       type: "join",
       room: room.name,
       history: HISTORY,
-      ...(position === null ? {} : { after: position }),
+      ...(after === null ? {} : { after }),
     });
+  }
+
+  /** Loads what the log still has of a hole; the rest of it is shown. */
+  private async fillHole(room: Room): Promise<void> {
+    for (let fills = 0; fills < MAX_FILLS; fills += 1) {
+      const hole = room.newestHole;
+      if (hole === null) return;
+      const page = await api.history(room.name, hole.after, HISTORY).catch(() => null);
+      if (page === null) return;
+      room.fill(page.messages);
+      this.update();
+      if (!page.more || room.newestHole?.after === hole.after) return;
+    }
   }
 
   /** Loads what was said before the oldest message here. */
@@ -261,41 +319,31 @@ export class ChatStore {
 
   // Saying something ------------------------------------------------------------------------------
 
-  say(name: string, text: string): void {
+  /** Says something; false where too much waits to be sent already. */
+  say(name: string, text: string): boolean {
     const room = this.rooms.get(name);
-    if (room === undefined || text.trim() === "") return;
-    const id = newId();
-    room.setPending({ id, text, at: Date.now(), failed: null });
-    this.transmit(room, id);
-    this.saveDraft(name, "");
-    this.typedAt = 0; // whoever begins anew is told of at once
+    const { user } = this.state;
+    if (room === undefined || user === null || text.trim() === "") return false;
+    const taken = this.sender.say(room, user, text);
+    if (taken) {
+      saveDraft(name, "");
+      this.typedAt = 0; // whoever begins anew is told of at once
+    }
     this.update();
+    return taken;
   }
 
   /** Sends a failed message again, under the same id: it is stored once. */
   retry(name: string, id: string): void {
     const room = this.rooms.get(name);
-    const pending = room?.pending.get(id);
-    if (room === undefined || pending === undefined) return;
-    this.tries.delete(id);
-    room.setPending({ ...pending, failed: null });
-    this.transmit(room, id);
+    if (room !== undefined) this.sender.retry(room, id);
     this.update();
   }
 
   discard(name: string, id: string): void {
     const room = this.rooms.get(name);
-    room?.pending.delete(id);
-    room?.touch();
+    if (room !== undefined) this.sender.discard(room, id);
     this.update();
-  }
-
-  private transmit(room: Room, id: string): void {
-    const pending = room.pending.get(id);
-    // While the room is not joined the message waits; `joined` sends what waits.
-    if (pending !== undefined && pending.failed === null && room.joined) {
-      this.connection?.send({ type: "send", room: room.name, id, text: pending.text });
-    }
   }
 
   typing(name: string): void {
@@ -305,14 +353,8 @@ export class ChatStore {
     if (this.rooms.get(name)?.joined) this.connection?.send({ type: "typing", room: name });
   }
 
-  draft(name: string): string {
-    return sessionStorage.getItem(DRAFT + name) ?? "";
-  }
-
-  saveDraft(name: string, text: string): void {
-    if (text === "") sessionStorage.removeItem(DRAFT + name);
-    else sessionStorage.setItem(DRAFT + name, text);
-  }
+  readonly draft = draft;
+  readonly saveDraft = saveDraft;
 
   // Events ----------------------------------------------------------------------------------------
 
@@ -344,20 +386,25 @@ export class ChatStore {
     if (room === undefined) return;
     switch (event.type) {
       case "joined":
+        if (event.truncated) this.sender.askAboutOld(room);
         room.onJoined(event);
         this.connection?.send({ type: "who", room: room.name });
-        for (const id of room.pending.keys()) this.transmit(room, id);
+        this.caughtUp(room, event.truncated);
         break;
       case "message":
-        if (room.onMessage(event)) this.countUnread(room, event.user);
+        this.onMessage(room, event);
         break;
       case "ack":
-        room.onAck(event.id, event.seq);
+        this.sender.confirm(room, event.id);
+        room.onAck(event.id, event.epoch, event.seq);
+        this.sender.advance(room);
         break;
       case "reset":
-        room.onReset(event.epoch, event.seq, event.truncated);
+        if (event.truncated) this.sender.askAboutOld(room);
+        this.onReset(room, event);
         break;
       case "gap":
+        this.sender.pause(room);
         this.sendJoin(room);
         break;
       case "presence":
@@ -375,6 +422,35 @@ export class ChatStore {
     }
   }
 
+  private onMessage(room: Room, event: MessageEvent_): void {
+    const behind = !room.caughtUp;
+    const own = event.user.id === this.state.user?.id;
+    if (own) this.sender.confirm(room, event.id);
+    if (room.onMessage(event)) this.countUnread(room, event.user);
+    if (behind) this.caughtUp(room, false);
+    else if (own) this.sender.advance(room);
+  }
+
+  private onReset(room: Room, event: ResetEvent): void {
+    const behind = room.live && !room.caughtUp;
+    room.onReset(event.epoch, event.seq, event.truncated);
+    if (behind) {
+      // Where this replay ends is not known any more.
+      this.sender.pause(room);
+      this.sendJoin(room);
+    } else {
+      this.caughtUp(room, event.truncated);
+    }
+  }
+
+  /** Everything that was missing has come: what waits goes out, and what is not here is looked for. */
+  private caughtUp(room: Room, truncated: boolean): void {
+    if (truncated) void this.fillHole(room);
+    if (!room.caughtUp) return;
+    this.sender.advance(room);
+    if (room.size < HISTORY && room.more) void this.loadOlder(room.name);
+  }
+
   private countUnread(room: Room, user: User): void {
     if (user.id === this.state.user?.id) return;
     if (room.name !== this.state.current || document.visibilityState !== "visible") room.unread += 1;
@@ -386,18 +462,14 @@ export class ChatStore {
       this.update({ problem: event.message });
       return;
     }
-    const pending = event.id === undefined ? undefined : room.pending.get(event.id);
-    const again = event.retry_after_ms !== undefined;
-    if (pending !== undefined) {
-      const tries = (this.tries.get(pending.id) ?? 0) + 1;
-      this.tries.set(pending.id, tries);
-      if (again && tries < MAX_TRIES) {
-        setTimeout(() => this.transmit(room, pending.id), event.retry_after_ms);
-      } else {
-        room.setPending({ ...pending, failed: event.message });
-      }
-    } else if (event.code === "unavailable" && again && !room.joined) {
-      setTimeout(() => this.sendJoin(room), event.retry_after_ms);
+    if (this.sender.refused(room, event)) {
+      if (event.code === "not_joined") this.sendJoin(room);
+    } else if (event.code === "unavailable" && event.retry_after_ms !== undefined) {
+      // The room could not be read, and the server has let this client out of it.
+      room.joined = false;
+      room.touch();
+      this.sender.pause(room);
+      setTimeout(() => this.rejoin(room), event.retry_after_ms);
     } else {
       room.notice = event.message;
       room.touch();
@@ -417,17 +489,4 @@ function socketUrl(): string {
 
 function wordsOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
-}
-
-function remembered(): string[] {
-  try {
-    const found: unknown = JSON.parse(localStorage.getItem(REMEMBERED) ?? "[]");
-    return Array.isArray(found) ? found.filter((name) => typeof name === "string") : [];
-  } catch {
-    return [];
-  }
-}
-
-function remember(names: string[]): void {
-  localStorage.setItem(REMEMBERED, JSON.stringify(names));
 }

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { MessageEvent_ } from "../src/protocol";
 import { Room } from "../src/room";
-import { ADA, BOB } from "./server";
+import { ADA, BOB, pendingOf } from "./server";
 
 const NOON = Date.UTC(2026, 5, 1, 12);
 
@@ -33,7 +33,7 @@ describe("the position", () => {
     room.onMessage(message(6));
     room.onMessage(message(7));
     expect(room.position).toEqual({ epoch: "aaaaaaaa", seq: 7 });
-    room.onAck("x", 9);
+    room.onAck("x", "aaaaaaaa", 9);
     expect(room.position?.seq).toBe(7);
     room.onReset("bbbbbbbb", 7, false);
     expect(room.position).toEqual({ epoch: "bbbbbbbb", seq: 7 });
@@ -130,11 +130,39 @@ describe("messages", () => {
   });
 });
 
+describe("a hole", () => {
+  it("is filled with what the log still has, and the rest of it is shown", () => {
+    const room = new Room("tea", () => ADA);
+    joined(room, 3, 0);
+    for (const seq of [4, 5]) room.onMessage(message(seq));
+    joined(room, 22, 2, true);
+    for (const seq of [21, 22]) room.onMessage(message(seq));
+    expect(room.newestHole).toEqual({ before: 5, after: 21 });
+    room.fill([message(4), message(19), message(20), message(21)]);
+    const kinds = room.view().rows.map((row) => (row.kind === "message" ? row.text : row.kind));
+    expect(kinds).toEqual(["day", "text 4", "text 5", "hole", "text 19", "text 20", "text 21", "text 22"]);
+    room.fill(Array.from({ length: 13 }, (_, index) => message(6 + index)));
+    expect(room.newestHole).toBeNull();
+    expect(texts(room)).toHaveLength(19);
+    expect(room.view().rows.some((row) => row.kind === "hole")).toBe(false);
+  });
+
+  it("is not shown on a page that has just come", () => {
+    const room = new Room("tea", () => ADA);
+    room.setPending({ ...pendingOf("mine", "hello"), triedAt: NOON, after: { epoch: "old", seq: 3 } });
+    expect(room.resumeAt).toEqual({ epoch: "old", seq: 3 });
+    joined(room, 22, 1, true);
+    room.onMessage(message(22));
+    expect(room.view().rows.some((row) => row.kind === "hole")).toBe(false);
+    expect(room.view().more).toBe(true);
+  });
+});
+
 describe("own messages", () => {
   it("are pending at once and confirmed by their id", () => {
     const room = new Room("tea", () => ADA);
     joined(room, 0, 0);
-    room.setPending({ id: "mine", text: "hello", at: NOON, failed: null });
+    room.setPending(pendingOf("mine", "hello"));
     const pending = room.view().rows.at(-1);
     expect(pending?.kind === "message" && pending.pending?.id).toBe("mine");
     room.onMessage(message(1, { id: "mine", user: ADA, text: "hello" }));
@@ -146,7 +174,7 @@ describe("own messages", () => {
   it("are not confirmed by somebody else's message of the same id", () => {
     const room = new Room("tea", () => ADA);
     joined(room, 0, 0);
-    room.setPending({ id: "same", text: "mine", at: NOON, failed: null });
+    room.setPending(pendingOf("same", "mine"));
     room.onMessage(message(1, { id: "same", user: BOB, text: "theirs" }));
     expect(texts(room)).toEqual(["theirs", "mine"]);
   });
@@ -154,10 +182,10 @@ describe("own messages", () => {
   it("are confirmed by an ack where the message is here already", () => {
     const room = new Room("tea", () => ADA);
     joined(room, 9, 0);
-    room.setPending({ id: "mine", text: "hello", at: NOON, failed: null });
-    room.onAck("mine", 12);
+    room.setPending(pendingOf("mine", "hello"));
+    room.onAck("mine", "aaaaaaaa", 12);
     expect(room.pending.size).toBe(1);
-    room.onAck("mine", 4);
+    room.onAck("mine", "aaaaaaaa", 4);
     expect(room.pending.size).toBe(0);
   });
 });

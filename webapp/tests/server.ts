@@ -1,4 +1,5 @@
 import { vi } from "vitest";
+import type { Pending } from "../src/outbox";
 import type { Command, ServerEvent } from "../src/protocol";
 
 /** Stands at the edge of the page: the one WebSocket that the store has, and what goes through it. */
@@ -57,4 +58,31 @@ export function fakeApi(status = 200): ReturnType<typeof vi.fn> {
   });
   vi.stubGlobal("fetch", answer);
   return answer;
+}
+
+/** A message of Ada's that waits in "tea". */
+export function pendingOf(id: string, text: string): Pending {
+  const at = Date.UTC(2026, 5, 1, 12);
+  return { id, text, at, user: ADA.id, room: "tea", triedAt: null, after: null, failed: null };
+}
+
+/** Web Locks of one browser, as far as the outbox uses them: one holder for a name, the others in line. */
+export class FakeLocks {
+  private readonly lines = new Map<string, Promise<unknown>>();
+
+  request(
+    name: string,
+    options: LockOptions | LockGrantedCallback<unknown>,
+    callback?: unknown,
+  ): Promise<unknown> {
+    const work = (typeof options === "function" ? options : callback) as () => Promise<unknown>;
+    const signal = typeof options === "function" ? undefined : options.signal;
+    const before = this.lines.get(name) ?? Promise.resolve();
+    const granted = before.then(() => (signal?.aborted ? null : work()));
+    this.lines.set(
+      name,
+      granted.catch(() => null),
+    );
+    return granted;
+  }
 }

@@ -1,7 +1,11 @@
+import * as fakeIndexedDB from "fake-indexeddb";
+import { openDB } from "idb";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { backoff } from "../src/backoff";
+import type { Pending } from "../src/outbox";
+import { Outbox } from "../src/outbox";
 import { ChatStore } from "../src/store";
-import { ADA, BOB, FakeSocket, fakeApi } from "./server";
+import { ADA, BOB, FakeLocks, FakeSocket, fakeApi } from "./server";
 
 let store: ChatStore;
 const frames: (() => void)[] = [];
@@ -21,8 +25,21 @@ function message(seq: number, id = `id-${seq}`, user = BOB) {
   return { type: "message" as const, seq, room: "tea", id, user, text: `text ${seq}`, ts: 1_790_000_000_000 };
 }
 
+const JOINED = { type: "joined" as const, room: "tea", epoch: "aaaaaaaa", truncated: false, people: 2 };
+
+/** Messages of "tea" that are drawn as not confirmed. */
+function pendings(): Pending[] {
+  const rows = store.room("tea")?.rows ?? [];
+  return rows.flatMap((row) => (row.kind === "message" && row.pending !== null ? [row.pending] : []));
+}
+
+function refusal(code: string, id: string, retry_after_ms?: number) {
+  const pause = retry_after_ms === undefined ? {} : { retry_after_ms };
+  return { type: "error" as const, code, message: "No.", room: "tea", id, ...pause };
+}
+
 function joined(seq: number, missing = 0): void {
-  socket().say({ type: "joined", room: "tea", epoch: "aaaaaaaa", seq, missing, truncated: false, people: 2 });
+  socket().say({ ...JOINED, seq, missing });
 }
 
 async function started(): Promise<void> {
@@ -120,7 +137,7 @@ describe("sending", () => {
     expect(store.room("tea")?.rows.filter((row) => row.kind === "message")).toHaveLength(1);
   });
 
-  it("waits while disconnected and goes out again under the same id", async () => {
+  it("waits while disconnected and goes out again under the same id, in order", async () => {
     await started();
     store.say("tea", "one");
     const [first] = socket().of("send");
@@ -130,35 +147,214 @@ describe("sending", () => {
     socket().open();
     expect(socket().of("send")).toEqual([]);
     joined(0);
-    const again = socket().of("send");
-    expect(again.map((command) => command.text)).toEqual(["one", "two"]);
-    expect(again[0]?.id).toBe(first?.id);
+    expect(socket().of("send")).toEqual([{ ...first }]);
+    socket().say(message(1, first?.id, ADA));
+    expect(
+      socket()
+        .of("send")
+        .map((command) => command.text),
+    ).toEqual(["one", "two"]);
   });
 
-  it("tries again by itself when it is told to, and gives the choice to the person at last", async () => {
+  it("waits for the end of the replay, which may confirm it", async () => {
     await started();
-    store.say("tea", "hello");
+    store.say("tea", "one");
+    const id = socket().of("send")[0]?.id;
+    socket().fall();
+    await vi.advanceTimersByTimeAsync(5_000);
+    socket().open();
+    joined(2, 2);
+    socket().say(message(1));
+    expect(socket().of("send")).toEqual([]);
+    socket().say(message(2, id, ADA));
+    frame();
+    expect(socket().of("send")).toEqual([]);
+    expect(store.room("tea")?.rows.filter((row) => row.kind === "message" && row.pending)).toEqual([]);
+  });
+
+  it("is tried again for as long as the server says so, and later messages wait behind it", async () => {
+    await started();
+    store.say("tea", "one");
+    store.say("tea", "two");
     const id = socket().of("send")[0]?.id ?? "";
-    for (let tries = 1; tries <= 4; tries += 1) {
+    for (let tries = 1; tries <= 8; tries += 1) {
       expect(socket().of("send")).toHaveLength(tries);
-      socket().say({
-        type: "error",
-        code: "unavailable",
-        message: "Away.",
-        room: "tea",
-        id,
-        retry_after_ms: 100,
-      });
+      socket().say(refusal("unavailable", id, 100));
       await vi.advanceTimersByTimeAsync(150);
     }
+    expect(
+      new Set(
+        socket()
+          .of("send")
+          .map((command) => command.id),
+      ),
+    ).toEqual(new Set([id]));
+    socket().say(message(1, id, ADA));
+    expect(socket().of("send").at(-1)?.text).toBe("two");
+  });
+
+  it("is asked for again when no confirmation comes", async () => {
+    await started();
+    store.say("tea", "one");
+    await vi.advanceTimersByTimeAsync(21_000);
+    const [first, second] = socket().of("send");
+    expect(second).toEqual(first);
+  });
+
+  it("gives the choice to the person when it is refused for good", async () => {
+    await started();
+    store.say("tea", "hello");
+    store.say("tea", "next");
+    const id = socket().of("send")[0]?.id ?? "";
+    socket().say(refusal("forbidden", id));
     frame();
-    expect(store.room("tea")?.rows.at(-1)).toMatchObject({ pending: { failed: "Away." } });
+    expect(pendings()).toMatchObject([{ failed: "Not sent: No." }, { failed: null }]);
+    expect(socket().of("send").at(-1)?.text).toBe("next");
     store.retry("tea", id);
+    socket().say(message(1, socket().of("send").at(-1)?.id, ADA));
     expect(socket().of("send").at(-1)?.id).toBe(id);
     store.discard("tea", id);
     frame();
-    expect(store.room("tea")?.rows).toEqual([]);
+    expect(pendings()).toEqual([]);
   });
+
+  it("asks the person about an old message where the replay has a hole", async () => {
+    await started();
+    store.say("tea", "last night");
+    socket().fall();
+    await vi.advanceTimersByTimeAsync(10 * 60_000);
+    store.say("tea", "this morning");
+    for (const each of FakeSocket.all.slice(0, -1)) expect(each.readyState).not.toBe(WebSocket.OPEN);
+    socket().open();
+    socket().say({ ...JOINED, seq: 90, missing: 0, truncated: true });
+    frame();
+    expect(pendings()[0]?.failed).toContain("not known whether");
+    expect(
+      socket()
+        .of("send")
+        .map((command) => command.text),
+    ).toEqual(["this morning"]);
+  });
+
+  it("sends an old message again behind an unbroken replay that does not have it", async () => {
+    await started();
+    store.say("tea", "last night");
+    socket().fall();
+    await vi.advanceTimersByTimeAsync(10 * 60_000);
+    socket().open();
+    joined(1, 1);
+    expect(socket().of("send")).toEqual([]);
+    socket().say(message(1));
+    expect(socket().of("send")).toMatchObject([{ text: "last night" }]);
+  });
+
+  it("is not drawn twice nor sent again when an ack comes before the copy", async () => {
+    await started();
+    store.say("tea", "hello");
+    const id = socket().of("send")[0]?.id ?? "";
+    socket().say({ type: "ack", room: "tea", id, epoch: "aaaaaaaa", seq: 1 });
+    frame();
+    expect(pendings()).toHaveLength(1);
+    store.say("tea", "next");
+    expect(socket().of("send")).toHaveLength(2);
+    socket().say(message(1, id, ADA));
+    frame();
+    expect(pendings()).toHaveLength(1);
+  });
+
+  it("refuses more than two hundred that wait, and keeps the draft", async () => {
+    await started();
+    socket().fall();
+    for (let count = 0; count < 200; count += 1) expect(store.say("tea", `line ${count}`)).toBe(true);
+    expect(store.say("tea", "one too many")).toBe(false);
+    frame();
+    expect(store.room("tea")?.notice).toContain("200 messages wait");
+  });
+});
+
+describe("the outbox", () => {
+  const shared = new FakeLocks();
+
+  beforeEach(async () => {
+    vi.useRealTimers();
+    for (const [name, value] of Object.entries(fakeIndexedDB)) vi.stubGlobal(name, value);
+    vi.stubGlobal("indexedDB", new fakeIndexedDB.IDBFactory());
+  });
+
+  function page(): ChatStore {
+    return new ChatStore({
+      url: "ws://test/ws",
+      makeSocket: () => new FakeSocket() as unknown as WebSocket,
+      schedule: (callback) => frames.push(callback),
+      openOutbox: (onAdopted) => Outbox.open(onAdopted, shared as unknown as LockManager),
+    });
+  }
+
+  const sent = () => vi.waitFor(() => expect(socket().of("send")).not.toEqual([]));
+
+  it("brings back what was not confirmed before a reload, and resumes where it was sent", async () => {
+    store = page();
+    await started();
+    socket().say(message(1));
+    store.say("tea", "hello");
+    await sent();
+    const [first] = socket().of("send");
+    store.stop(); // the page is gone
+
+    store = page();
+    await store.start();
+    socket().open();
+    expect(socket().of("join")).toMatchObject([{ room: "tea", after: { epoch: "aaaaaaaa", seq: 1 } }]);
+    joined(1);
+    await sent();
+    expect(socket().of("send")).toEqual([first]);
+    socket().say(message(2, first?.id, ADA));
+    frame();
+    expect(pendings()).toEqual([]);
+    store.stop();
+
+    store = page();
+    await store.start();
+    socket().open();
+    expect(socket().of("join")).toEqual([{ type: "join", room: "tea", history: 50 }]);
+  });
+
+  it("leaves to another page what is said there, until that page is gone", async () => {
+    const other = page();
+    store = other;
+    await started();
+    socket().fall();
+    other.say("tea", "from the other page");
+    await vi.waitFor(async () => expect(await countMessages()).toBe(1));
+
+    store = page();
+    await started();
+    frame();
+    expect(pendings()).toEqual([]);
+    expect(socket().of("send")).toEqual([]);
+    const mine = socket();
+    other.stop();
+    await vi.waitFor(() => expect(mine.of("send")).toMatchObject([{ text: "from the other page" }]));
+  });
+
+  it("does without a database that does not open", async () => {
+    vi.stubGlobal("indexedDB", {
+      open: () => {
+        throw new Error("no room");
+      },
+    });
+    store = page();
+    await started();
+    store.say("tea", "hello");
+    expect(socket().of("send")).toHaveLength(1);
+  });
+
+  async function countMessages(): Promise<number> {
+    const db = await openDB("tornadochat", 1);
+    const count = await db.count("messages");
+    db.close();
+    return count;
+  }
 });
 
 describe("a lost connection", () => {
@@ -225,6 +421,15 @@ describe("a lost connection", () => {
 });
 
 describe("events", () => {
+  it("of a room that could not be read bring the client back into it", async () => {
+    await started();
+    socket().say({ type: "error", code: "unavailable", message: "Away.", room: "tea", retry_after_ms: 500 });
+    frame();
+    expect(store.room("tea")?.joined).toBe(false);
+    await vi.advanceTimersByTimeAsync(600);
+    expect(socket().of("join")).toHaveLength(2);
+  });
+
   it("of a gap ask for what is missing", async () => {
     await started();
     socket().say(message(1));

@@ -14,8 +14,7 @@ export function Composer({ name }: { name: string }) {
   }, []);
 
   const send = (): void => {
-    store.say(name, text);
-    setText("");
+    if (store.say(name, text)) setText("");
   };
 
   return (

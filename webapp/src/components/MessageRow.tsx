@@ -39,7 +39,7 @@ function PendingState({ room, id, failed }: { room: string; id: string; failed: 
   if (failed === null) return <span className="visually-hidden">sending</span>;
   return (
     <p className="failed" role="alert">
-      <span>Not sent: {failed}</span>
+      <span>{failed}</span>
       <button type="button" onClick={() => store.retry(room, id)}>
         Try again
       </button>
