@@ -18,8 +18,9 @@ from tornadochat._fastframe import published_bodies, published_header
 from tornadochat.broker import Broker, Outcome
 from tornadochat.embedded import EmbeddedStore
 from tornadochat.errors import StartError, StoreRefused, Unavailable
-from tornadochat.redis_link import check_info, parse_address
+from tornadochat.redis_link import check_info
 from tornadochat.settings import Settings
+from tornadochat.store_address import parse_address
 
 Work = Callable[["Bench"], Awaitable[None]]
 _prefixes = iter(range(1_000_000))

@@ -13,13 +13,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-
 from tornadochat.errors import Unavailable
 from tornadochat.publisher import READ, Outcome, Publisher, RoomKeys, new_epoch
-from tornadochat.redis_link import parse_address
+from tornadochat.store_address import make_client, parse_address
 from tornadochat.subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -83,16 +79,7 @@ class Broker:
         self.available = False
         self._closing = False
         self.settings = settings
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            url,
-            max_connections=SLOW_CONNECTIONS,
-            timeout=settings.publish_seconds,
-            # A command that is tried again by the library may run twice; see publisher.
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=settings.publish_seconds,
-            socket_connect_timeout=settings.publish_seconds,
-        )
-        self.redis: redis.asyncio.Redis = redis.asyncio.Redis.from_pool(pool)
+        self.redis = make_client(url, SLOW_CONNECTIONS, settings.publish_seconds)
         address = parse_address(url)
         prefix = settings.redis_prefix
         self._on_status = on_status

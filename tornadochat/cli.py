@@ -24,7 +24,7 @@ from tornadochat.settings import OPTION_FIELDS, Settings, flag_of
 
 ENV_PREFIX = "TORNADOCHAT_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
-SCHEMES = ("redis://", "rediss://", "unix://")
+SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
 
 
 def main(arguments: list[str] | None = None) -> int:

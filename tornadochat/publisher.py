@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import hiredis
 
 from tornadochat.errors import Unavailable
-from tornadochat.redis_link import Address, Link, stay_connected
+from tornadochat.redis_link import Link, stay_connected
 
 if TYPE_CHECKING:
     from tornadochat.settings import Settings
+    from tornadochat.store_address import Address
 
 log = logging.getLogger("tornadochat")
 
@@ -292,8 +293,10 @@ class Publisher:
 
     def _retry_after_error(self, queue: RoomQueue, batch: list[Waiting], error: Exception) -> None:
         log.warning("the store refused a batch of %d messages: %s", len(batch), error)
-        if str(error).startswith("NOSCRIPT") and self._link is not None:
+        if self._link is not None and str(error).startswith("NOSCRIPT"):
             self._link.call(_ignore, "SCRIPT", "LOAD", PUBLISH.source)
+        elif self._link is not None and str(error).startswith("READONLY"):
+            self._link.abort()  # it became a replica; the address leads to another primary by now
 
         def again() -> None:
             if queue.batch is batch:

@@ -2,23 +2,22 @@
 
 The two hot connections of a worker (``publisher`` and ``subscriber``) are such links: a command costs
 one deque entry and no Future, and everything written in one turn of the loop leaves in one
-``send()``. RESP is read and written by hiredis; addresses are read by redis-py. Everything that is
-not hot goes through redis-py itself (``Broker.redis``).
+``send()``. RESP is read and written by hiredis. Everything that is not hot goes through redis-py
+itself (``Broker.redis``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import hiredis
-from redis.connection import parse_url
 
-from tornadochat.errors import StartError, StoreError, StoreRefused, Unavailable
+from tornadochat.errors import StoreError, StoreRefused, Unavailable
+from tornadochat.store_address import Address, find_primary
 
 log = logging.getLogger("tornadochat")
 
@@ -32,72 +31,13 @@ FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 1.0
 MIN_VERSION = (7, 0)
 
 
-class Address(NamedTuple):
-    """Where a store is, and how to get in."""
-
-    host: str
-    port: int
-    path: str  # of a unix socket; empty for TCP
-    username: str
-    password: str
-    database: int
-    tls: ssl.SSLContext | None
-
-    @property
-    def shown(self) -> str:
-        """The address without its password, for logs."""
-        where = self.path or f"{self.host}:{self.port}"
-        return f"{'unix' if self.path else 'rediss' if self.tls else 'redis'}://{where}"
-
-
 class ServerInfo(NamedTuple):
     """What a server says of itself."""
 
     run_id: str
     version: str
     policy: str
-
-
-def parse_address(url: str) -> Address:
-    """Read a ``redis://``, ``rediss://`` or ``unix://`` URL.
-
-    Raises:
-        StartError: It is none of these, or names files that cannot be read.
-    """
-    try:
-        found = parse_url(url)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        raise StartError(f"--redis {url!r} cannot be read: {error}") from None
-    context = None
-    if url.startswith("rediss://"):
-        context = _tls_context(found)
-    try:
-        return Address(
-            str(found.get("host", "127.0.0.1")),
-            int(found.get("port", 6379)),
-            str(found.get("path", "")),
-            str(found.get("username", "") or ""),
-            str(found.get("password", "") or ""),
-            int(found.get("db", 0) or 0),
-            context,
-        )
-    except ValueError as error:
-        raise StartError(f"--redis {url!r} cannot be read: {error}") from None
-
-
-def _tls_context(found: Any) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=found.get("ssl_ca_certs"))
-        if found.get("ssl_certfile"):
-            context.load_cert_chain(found["ssl_certfile"], found.get("ssl_keyfile"))
-    except (OSError, ssl.SSLError) as error:
-        raise StartError(f"--redis: the certificates named in the address cannot be read: {error}") from None
-    if str(found.get("ssl_check_hostname", "true")).lower() in ("false", "no", "0"):
-        context.check_hostname = False
-    if str(found.get("ssl_cert_reqs", "required")).lower() in ("none", "cert_none"):
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+    primary: bool
 
 
 def read_info(text: bytes) -> ServerInfo:
@@ -122,7 +62,7 @@ def check_info(fields: Mapping[str, Any]) -> ServerInfo:
             f"the store may evict keys (maxmemory-policy {policy}), which would lose messages; "
             "set maxmemory-policy to noeviction"
         )
-    return ServerInfo(str(fields.get("run_id", "")), version, policy)
+    return ServerInfo(str(fields.get("run_id", "")), version, policy, fields.get("role", "master") == "master")
 
 
 class Link(asyncio.Protocol):
@@ -139,6 +79,7 @@ class Link(asyncio.Protocol):
     ) -> None:
         self.address = address
         self.info: ServerInfo | None = None
+        self.place = ("", 0)  # where the server was found
         self.connected = False
         self._on_lost = on_lost
         self._on_push = on_push
@@ -163,7 +104,7 @@ class Link(asyncio.Protocol):
         except (OSError, TimeoutError, hiredis.HiredisError) as error:
             self.abort()
             raise Unavailable(str(error) or type(error).__name__) from None
-        except StoreRefused:
+        except StoreError:
             self.abort()
             raise
 
@@ -171,8 +112,11 @@ class Link(asyncio.Protocol):
         address = self.address
         if address.path:
             await self._loop.create_unix_connection(lambda: self, address.path)
-        else:
-            await self._loop.create_connection(lambda: self, address.host, address.port, ssl=address.tls)
+            return
+        self.place = address.host, address.port
+        if address.sentinels is not None:
+            self.place = await find_primary(address.sentinels)
+        await self._loop.create_connection(lambda: self, *self.place, ssl=address.tls)
 
     async def _greet(self) -> ServerInfo:
         address = self.address
@@ -182,6 +126,9 @@ class Link(asyncio.Protocol):
         if address.database:
             await self.ask("SELECT", address.database)
         self.info = read_info(await self.ask("INFO"))
+        if not self.info.primary:
+            # Its numbers may be behind, and it takes no writes.
+            raise Unavailable("this server is a replica; the address must lead to its primary")
         return self.info
 
     async def ask(self, *command: Any) -> Any:
@@ -234,6 +181,20 @@ class Link(asyncio.Protocol):
             self.send("PING")
         else:
             self.call(lambda reply: None, "PING")
+
+    async def check_primary(self) -> None:
+        """Ask the Sentinels whether this is the primary still; one that was cut off from them does not know
+        itself that it is none any more. Without an answer the connection stays."""
+        if self.address.sentinels is None:
+            return
+        try:
+            place = await find_primary(self.address.sentinels)
+        except Unavailable as error:
+            log.debug("%s", error)
+            return
+        if place != self.place:
+            log.warning("the primary of %s has moved to %s:%d", self.address.shown, *place)
+            self.abort()
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -319,6 +280,7 @@ async def stay_connected(
                     await lost.wait()
             except TimeoutError:
                 link.ping()
+                await link.check_primary()
 
 
 class _Nothing:

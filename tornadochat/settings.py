@@ -59,7 +59,9 @@ class Settings:
 
     # The store.
     redis: str = option(
-        "", "redis://, rediss:// or unix:// address of a Redis 7 or Valkey; empty runs an embedded one", "store"
+        "",
+        "address of a Redis 7 or Valkey: redis://, rediss://, unix://, redis+sentinel://; empty: embedded",
+        "store",
     )
     redis_prefix: str = option("tornadochat", "namespace of every key and channel", "store")
     durable: bool = option(False, "embedded store: fsync every write instead of once a second", "store")

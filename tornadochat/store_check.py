@@ -7,7 +7,8 @@ import logging
 import redis
 
 from tornadochat.errors import StartError, StoreRefused
-from tornadochat.redis_link import check_info, parse_address
+from tornadochat.redis_link import check_info
+from tornadochat.store_address import make_sync_client, parse_address
 
 log = logging.getLogger("tornadochat")
 
@@ -22,9 +23,10 @@ def check_store(url: str) -> None:
             evict keys.
     """
     address = parse_address(url)
-    client = redis.Redis.from_url(url, socket_timeout=CHECK_SECONDS, socket_connect_timeout=CHECK_SECONDS)
+    client = make_sync_client(url, CHECK_SECONDS)
     try:
-        check_info(client.info())
+        if not check_info(client.info()).primary:
+            log.warning("the store at %s is a replica; starting anyway, and waiting for a primary", address.shown)
     except StoreRefused as error:
         raise StartError(str(error)) from None
     except (redis.AuthenticationError, redis.ResponseError) as error:

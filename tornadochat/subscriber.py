@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tornadochat.errors import Unavailable
-from tornadochat.redis_link import Address, Link, stay_connected
+from tornadochat.redis_link import Link, stay_connected
+
+if TYPE_CHECKING:
+    from tornadochat.store_address import Address
 
 # Channels of one SUBSCRIBE: tens of thousands in one command would hold the store for everybody.
 SUBSCRIBE_BATCH = 512

@@ -350,7 +350,7 @@ class Supervisor:
         host = f"[{host}]" if ":" in host else host
         store = f"embedded, in {settings.data_dir}"
         if settings.redis:
-            from tornadochat.redis_link import parse_address
+            from tornadochat.store_address import parse_address
 
             store = parse_address(settings.redis).shown
         lines = [
