@@ -32,6 +32,7 @@ def measure(rooms: int, members: int, rate: float, seconds: float, frame_bytes: 
         far.append(listener.accept()[0])
     for sock in (*near, *far):
         sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as the server's
     reader = os.fork()
     if reader == 0:
         code.drain([sock.fileno() for sock in near], seconds + 1)

@@ -100,6 +100,17 @@ def bench() -> Iterator[Bench]:
     made.close()
 
 
+def test_small_batches_do_not_wait_for_the_peers_acknowledgement() -> None:
+    """With Nagle's algorithm one delivery in a hundred came 40 ms late."""
+    bench = Bench()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        near, _ = listener.accept()
+        with near.dup() as mine:
+            bench.reactor.attach(near.detach(), Owner())
+            assert mine.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    bench.close()
+
+
 def take(sock: socket.socket, decoder: FrameDecoder | None = None) -> list[tuple[int, bytes]]:
     """Frames that are there."""
     decoder = decoder or FrameDecoder(1 << 24, require_mask=False)

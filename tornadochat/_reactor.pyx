@@ -65,6 +65,15 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t sendmsg(int fd, const msghdr *msg, int flags)
     ssize_t recv(int fd, void *buf, size_t size, int flags)
     int shutdown(int fd, int how)
+    int setsockopt(int fd, int level, int option, const void *value, unsigned int size)
+
+cdef extern from "<netinet/in.h>" nogil:
+    enum:
+        IPPROTO_TCP
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    enum:
+        TCP_NODELAY
 
 log = logging.getLogger("tornadochat")
 
@@ -277,9 +286,13 @@ cdef class Reactor:
         """
         cdef epoll_event event
         cdef conn_t *conn = NULL
+        cdef int on = 1
         cdef Connection connection = Connection.__new__(Connection)
         try:
             os.set_blocking(fd, False)
+            # Batches are made here; Nagle's algorithm would hold each back for the peer's delayed
+            # acknowledgement of the last one (40 ms). Other sockets than TCP's do not have it.
+            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
             conn = <conn_t *>calloc(1, sizeof(conn_t))
             if conn == NULL:
                 raise MemoryError("no memory for a connection")

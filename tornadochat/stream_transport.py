@@ -92,6 +92,7 @@ class StreamTransport:
 
     def attach(self, stream: IOStream, owner: Any) -> StreamConnection:
         """Take over a stream whose handshake is answered; ``start`` begins to read it."""
+        stream.set_nodelay(True)  # batches are made here already
         connection = StreamConnection(self, stream, owner)
         self.members.add(connection)
         return connection
