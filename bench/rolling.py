@@ -88,7 +88,9 @@ def main() -> int:
             log = Path(folder) / "server.log"
             outcomes = asyncio.run(measure(server, log, given.connects, given.restarts))
             took = time.monotonic() - begin
-    print(f"{outcomes.total()} connects during {given.restarts} rolling restarts in {took:.0f} s: {dict(outcomes)}")
+    print(
+        f"{outcomes.total()} connects during {given.restarts} rolling restarts in {took:.0f} s: {dict(outcomes)}"
+    )
     return 0 if set(outcomes) == {"ok"} else 1
 
 

@@ -100,14 +100,36 @@ def bench() -> Iterator[Bench]:
     made.close()
 
 
+def tcp_member(bench: Bench, receive_bytes: int) -> tuple[socket.socket, socket.socket, Any]:
+    """The far end of a TCP connection, a second handle on the near one, and the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.socket()
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        far.connect(listener.getsockname())
+        near, _ = listener.accept()
+    mine = near.dup()
+    return far, mine, bench.reactor.attach(near.detach(), Owner())
+
+
 def test_small_batches_do_not_wait_for_the_peers_acknowledgement() -> None:
     """With Nagle's algorithm one delivery in a hundred came 40 ms late."""
     bench = Bench()
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
-        near, _ = listener.accept()
-        with near.dup() as mine:
-            bench.reactor.attach(near.detach(), Owner())
-            assert mine.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    far, mine, _ = tcp_member(bench, 65536)
+    with far, mine:
+        assert mine.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    bench.close()
+
+
+def test_the_kernel_holds_little_for_a_peer_that_does_not_read() -> None:
+    """It took megabytes before the reactor saw that somebody had stopped reading."""
+    bench = Bench(max_backlog_bytes=1 << 30)
+    far, mine, connection = tcp_member(bench, 4096)
+    channel = bench.reactor.channel("tea")
+    channel.join(connection, 1, True)
+    with far, mine:
+        for number in range(100):
+            channel.broadcast(encode_events(1 + 20 * number, [b'{"text":"%s"}' % (b"x" * 4000)] * 20))
+        assert bench.reactor.bytes_sent < 500_000, "of eight megabytes"
     bench.close()
 
 

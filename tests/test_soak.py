@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from bench import stalled
 from bench.load import Load, Plan
 from bench.processes import running_server
+from tests.support import http
 
 
 @pytest.mark.slow
@@ -23,3 +26,16 @@ def test_two_thousand_people_for_half_a_minute_get_each_message_once_and_in_orde
     assert report.sent >= 4400
     assert report.delivered == report.expected == report.sent * 50
     assert (report.holes, report.repeats, report.errors) == (0, 0, 0)
+
+
+@pytest.mark.slow
+def test_members_who_do_not_read_cost_their_bound_and_the_others_nothing(tmp_path: Path) -> None:
+    """The short form of ``python -m bench.stalled``, without its times."""
+    with running_server(tmp_path, "--drain-seconds=0.5", "--max-backlog=262144", workers=1) as server:
+        turn = stalled.measure(server, readers=20, stalled=40, rate=200, seconds=4.0, text_bytes=3000)
+        assert turn.report.exact and turn.report.sent > 700
+        # Some of it is the room's own recent events, and all of it is shared.
+        assert turn.stalled_bytes < 262_144 + 100_000
+        metrics = http(server.port, "GET", "/metrics").body.decode()
+    (drops,) = re.findall(r"^tornadochat_backlog_drops_total.* (\d+)\.0$", metrics, re.MULTILINE)
+    assert int(drops) > 0, "they were cut off"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from bench import rolling
 from bench.processes import Server, command, free_port, running_server, tree
 from tests.support import Person, http
 
@@ -130,6 +132,13 @@ def test_sighup_replaces_every_worker_without_refusing_anybody(tmp_path: Path) -
         assert connects > 0 and "all workers are replaced" in log_of(tmp_path)
         metrics = http(server.port, "GET", "/metrics").body.decode()
         assert "tornadochat_worker_restarts_total 2.0" in metrics
+
+
+def test_no_connect_is_refused_while_the_workers_are_replaced_again_and_again(tmp_path: Path) -> None:
+    """The short form of ``python -m bench.rolling``."""
+    with running_server(tmp_path, QUICK, workers=2) as server:
+        outcomes = asyncio.run(rolling.measure(server, tmp_path / "server.log", connects=1000, restarts=2))
+        assert set(outcomes) == {"ok"} and outcomes.total() >= 1000
 
 
 def test_a_worker_that_is_killed_while_it_is_replaced_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ cdef extern from "<netinet/in.h>" nogil:
 cdef extern from "<netinet/tcp.h>" nogil:
     enum:
         TCP_NODELAY
+        TCP_NOTSENT_LOWAT
 
 log = logging.getLogger("tornadochat")
 
@@ -111,6 +112,9 @@ cdef enum:
     SENDS_PER_LOOK = 32
     # The loop has surely turned since a walk that ended this long ago.
     LOOP_TURN_US = 20000
+    # The kernel takes so much of what a peer has no window for, not the megabytes of a whole send
+    # buffer: who does not read is known as such soon, and what is sent can still be dropped.
+    UNSENT_BYTES = 131072
     # Presence and typing are not worth queueing behind more than this; later ones are absolute again.
     PLAIN_BACKLOG = 65536
     # Nor behind this many batches of a room whose walk is cut; the hub holds events back meanwhile.
@@ -286,13 +290,14 @@ cdef class Reactor:
         """
         cdef epoll_event event
         cdef conn_t *conn = NULL
-        cdef int on = 1
+        cdef int on = 1, unsent = UNSENT_BYTES
         cdef Connection connection = Connection.__new__(Connection)
         try:
             os.set_blocking(fd, False)
             # Batches are made here; Nagle's algorithm would hold each back for the peer's delayed
             # acknowledgement of the last one (40 ms). Other sockets than TCP's do not have it.
             setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
+            setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent))
             conn = <conn_t *>calloc(1, sizeof(conn_t))
             if conn == NULL:
                 raise MemoryError("no memory for a connection")

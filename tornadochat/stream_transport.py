@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("tornadochat")
 
 READ_BYTES = 64 * 1024
+# What the kernel takes beyond a peer's window; see ``_reactor``.
+UNSENT_BYTES = 128 * 1024
 # Presence and typing are not worth queueing behind more than this; the next ones are absolute again.
 PLAIN_BACKLOG_BYTES = 64 * 1024
 
@@ -93,6 +96,8 @@ class StreamTransport:
     def attach(self, stream: IOStream, owner: Any) -> StreamConnection:
         """Take over a stream whose handshake is answered; ``start`` begins to read it."""
         stream.set_nodelay(True)  # batches are made here already
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         connection = StreamConnection(self, stream, owner)
         self.members.add(connection)
         return connection
