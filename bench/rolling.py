@@ -50,19 +50,25 @@ async def connect(port: int) -> str:
         return type(error).__name__
 
 
-async def restart(server: Server, log: Path, times: int) -> None:
-    """Replace all workers so many times, each time once the last one is over."""
+def restart(server: Server, log: Path, times: int) -> None:
+    """Replace all workers so many times, each time once the last one is over.
+
+    Raises:
+        TimeoutError: One took too long.
+    """
     for number in range(times):
         server.process.send_signal(signal.SIGHUP)
-        async with asyncio.timeout(RESTART_SECONDS):
-            while log.read_text().count(ROLLED) <= number:
-                await asyncio.sleep(0.05)
+        deadline = time.monotonic() + RESTART_SECONDS
+        while log.read_text().count(ROLLED) <= number:
+            if time.monotonic() > deadline:
+                raise TimeoutError("a rolling restart did not end")
+            time.sleep(0.05)
 
 
 async def measure(server: Server, log: Path, connects: int, restarts: int) -> Counter[str]:
     """How many connects had which outcome."""
     outcomes: Counter[str] = Counter()
-    restarting = asyncio.create_task(restart(server, log, restarts))
+    restarting = asyncio.ensure_future(asyncio.to_thread(restart, server, log, restarts))
 
     async def keep_connecting() -> None:
         while outcomes.total() < connects or not restarting.done():

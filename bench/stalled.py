@@ -102,18 +102,20 @@ def main() -> int:
     given = parser.parse_args()
     sizes = (given.rate, given.seconds, given.text_bytes)
     ratios, exact = [], True
-    with tempfile.TemporaryDirectory(prefix="tornadochat-stalled-") as folder:
-        with running_server(Path(folder), "--drain-seconds=0.5", workers=1) as server:
-            for _ in range(given.pairs):
-                alone = measure(server, given.readers, 0, *sizes)
-                beside = measure(server, given.readers, given.stalled, *sizes)
-                ratios.append(beside.report.p99_ms / alone.report.p99_ms)
-                exact = exact and alone.report.exact and beside.report.exact
-                print(
-                    f"p99 {alone.report.p99_ms:.1f} ms alone, {beside.report.p99_ms:.1f} ms beside the stalled; "
-                    f"CPU {alone.cpu_us:.1f} and {beside.cpu_us:.1f} us for each delivery to a reader; "
-                    f"{beside.stalled_bytes / 1024:.1f} KiB in the worker for each stalled member"
-                )
+    with (
+        tempfile.TemporaryDirectory(prefix="tornadochat-stalled-") as folder,
+        running_server(Path(folder), "--drain-seconds=0.5", workers=1) as server,
+    ):
+        for _ in range(given.pairs):
+            alone = measure(server, given.readers, 0, *sizes)
+            beside = measure(server, given.readers, given.stalled, *sizes)
+            ratios.append(beside.report.p99_ms / alone.report.p99_ms)
+            exact = exact and alone.report.exact and beside.report.exact
+            print(
+                f"p99 {alone.report.p99_ms:.1f} ms alone, {beside.report.p99_ms:.1f} ms beside the stalled; "
+                f"CPU {alone.cpu_us:.1f} and {beside.cpu_us:.1f} us for each delivery to a reader; "
+                f"{beside.stalled_bytes / 1024:.1f} KiB in the worker for each stalled member"
+            )
     print(f"median ratio of the p99: {statistics.median(ratios):.2f}; every delivery exact: {exact}")
     return 0 if exact else 1
 
