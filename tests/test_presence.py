@@ -17,7 +17,7 @@ from tests.support import Person, http
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_people_of_a_killed_worker_are_gone_within_twenty_seconds(tmp_path: Path) -> None:
+def test_people_of_a_killed_worker_are_gone_fifteen_to_twenty_seconds_later(tmp_path: Path) -> None:
     with running_server(tmp_path, "--drain-seconds=0.2", workers=2) as server:
         people = [Person(server.port, f"P{number}") for number in range(20)]
         for person in people:
@@ -35,7 +35,7 @@ def test_people_of_a_killed_worker_are_gone_within_twenty_seconds(tmp_path: Path
                 pass
         assert 0 < len(stayed) < 20
         event = stayed[0].expect("presence", timeout=25, people=len(stayed))
-        assert 10 < time.monotonic() - begin < 21 and len(event["left"]) == 20 - len(stayed)
+        assert 15 <= time.monotonic() - begin <= 20 and len(event["left"]) == 20 - len(stayed)
         for person in stayed:
             person.socket.close()
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tornadochat import worker
+from tornadochat import presence, worker
 from tornadochat.auth import load_secrets
 from tornadochat.errors import Unavailable
+from tornadochat.protocol import User
 from tornadochat.settings import Settings
 
 
@@ -47,5 +48,36 @@ def test_the_secret_is_put_back_however_often_the_store_fails(
         with contextlib.suppress(asyncio.CancelledError):
             await keeping
         await one.broker.close()
+
+    asyncio.run(scenario())
+
+
+def test_after_the_store_was_away_nobody_counts_as_gone_before_all_can_have_beaten(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first worker to come back told everybody that the people of all others had left."""
+    monkeypatch.setattr(presence, "GONE_SECONDS", 0.2)
+    monkeypatch.setattr(presence, "SETTLE_SECONDS", 0.3)
+
+    async def scenario() -> None:
+        settings = Settings(redis_prefix="worker-away")
+        one, other = (worker.Worker(settings, slot, store_url, tmp_path, 1) for slot in range(2))
+        await other.presence._beat_once()
+        other.presence.join("tea", User("u_other", "Other"))
+        await other.presence._write()
+        await one.presence.load("tea")
+        assert one.presence.people("tea") == 1
+        await asyncio.sleep(0.4)  # nobody could beat
+        await one.presence._beat_once()
+        assert one.presence.people("tea") == 1
+        await other.presence._beat_once()
+        await one.presence._beat_once()
+        assert one.presence.people("tea") == 1
+        for _ in range(5):  # the other one is gone for good
+            await asyncio.sleep(0.1)
+            await one.presence._beat_once()
+        assert one.presence.people("tea") == 0
+        for each in (one, other):
+            await each.broker.close()
 
     asyncio.run(scenario())

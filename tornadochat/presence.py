@@ -34,8 +34,12 @@ log = logging.getLogger("tornadochat")
 
 MAX_LISTED = 200  # people of a room whose names are told, and typing passed on
 GRACE_SECONDS = 15.0  # a lost connection is a leave only after this
-BEAT_SECONDS = 3.0
-GONE_SECONDS = 15  # a worker that has not beaten for this long is gone
+BEAT_SECONDS = 1.0
+# A worker that has not beaten for this long is gone: a second more than the grace, since its last beat may
+# have been a second before its end.
+GONE_SECONDS = 16.5
+# After the store was away nobody has beaten, and the others need as long to come back as this worker did.
+SETTLE_SECONDS = 5.0
 TELL_SECONDS = 1.0  # between two presence events, or two typing events, of one room
 # Keys of a worker that vanished with all others disappear by themselves; a living one renews them.
 RECORD_LIFE_SECONDS = 86400
@@ -112,6 +116,7 @@ class Presence:
         self._lost: deque[tuple[float, str, str]] = deque()  # deadline, room, user; oldest first
         self._lost_until: dict[tuple[str, str], float] = {}
         self._alive: set[str] = set()
+        self._beaten = self._settled = time.monotonic()
         self._beat = broker.redis.register_script(files("tornadochat").joinpath("scripts", "beat.lua").read_text())
         self._task: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -263,9 +268,10 @@ class Presence:
             return
         try:
             records: Any = await self._broker.redis.hgetall(self._here_key(room))
-            if not self._alive:
-                await self._beat_once()
-            dead = [worker for worker in records if worker.decode("ascii") not in self._alive]
+            if not all(worker.decode("ascii") in self._alive for worker in records):
+                await self._beat_once()  # some of them may have come a moment ago
+            settled = time.monotonic() >= self._settled
+            dead = [worker for worker in records if settled and worker.decode("ascii") not in self._alive]
             if dead:
                 keys = [self._who_key(room, worker.decode("ascii")) for worker in dead]
                 await self._broker.redis.hdel(self._here_key(room), *dead)
@@ -404,8 +410,11 @@ class Presence:
         await self._broker.redis.expire(self._active_key(self._worker), ACTIVE_LIFE_SECONDS)
         self._alive = {worker.decode("ascii") for worker in found}
         now = time.monotonic()
+        if now - self._beaten > SETTLE_SECONDS:
+            self._settled = now + SETTLE_SECONDS
+        self._beaten = now
         for room, here in self._rooms.items():
-            gone = [worker for worker in here.others if worker not in self._alive]
+            gone = [worker for worker in here.others if worker not in self._alive and now >= self._settled]
             for worker in gone:
                 del here.others[worker]
             if gone:

@@ -5,8 +5,9 @@
 --
 -- Returns the workers that live.
 
-local now = tonumber(redis.call('TIME')[1])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 86400)
 redis.call('EXPIRE', KEYS[1], 86400)
-return redis.call('ZRANGEBYSCORE', KEYS[1], now - tonumber(ARGV[2]) + 1, '+inf')
+return redis.call('ZRANGEBYSCORE', KEYS[1], now - tonumber(ARGV[2]), '+inf')
