@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -259,9 +263,46 @@ def test_a_flood_is_told_when_to_try_again(tmp_path: Path, room: str) -> None:
         assert ada.expect("ack", id=ids[1])["seq"] == 2
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["epoll", "TLS"])
+def test_a_flood_waits_in_its_own_socket(
+    tmp_path: Path, room: str, tls: bool, tls_options: tuple[str, ...]
+) -> None:
+    options = ("--messages-per-second=5", "--drain-seconds=0.2", *(tls_options if tls else ()))
+    scheme = "https" if tls else "http"
+    with (
+        running_server(tmp_path, *options, workers=1, scheme=scheme) as server,
+        Person(server.port, "Ada", tls=tls) as ada,
+        Person(server.port, "Bob", tls=tls) as bob,
+    ):
+        for person in (ada, bob):
+            person.join(room)
+        flood = 0
+
+        def send() -> None:
+            nonlocal flood
+            with contextlib.suppress(ConnectionClosed):
+                while flood < 60_000 and not over.is_set():
+                    ada.say(room, "flood " * 20)
+                    flood += 1
+
+        over = threading.Event()
+        sending = threading.Thread(target=send, daemon=True)
+        sending.start()
+        refused = Counter(event.get("code", event["type"]) for event in ada.quiet(3.0))
+        for number in range(5):
+            bob.say(room, f"line {number}")
+            bob.expect("message", user=bob.user)
+        over.set()
+        # A worker could have read and refused tens of thousands.
+        assert refused["message"] >= 10 and 0 < refused["rate_limited"] < 3000
+        # Its close frame would wait behind the flood.
+        ada.socket.socket.shutdown(socket.SHUT_RDWR)
+        sending.join(10)
+
+
 @pytest.fixture(scope="module")
-def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("tls")
+def tls_options(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    folder = tmp_path_factory.mktemp("certificate")
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
@@ -271,8 +312,13 @@ def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         check=True,
         capture_output=True,
     )
-    options = (f"--certfile={folder / 'cert.pem'}", f"--keyfile={folder / 'key.pem'}", "--drain-seconds=0.2")
-    with running_server(folder, *options, workers=2, scheme="https") as running:
+    return f"--certfile={folder / 'cert.pem'}", f"--keyfile={folder / 'key.pem'}"
+
+
+@pytest.fixture(scope="module")
+def tls_server(tls_options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("tls")
+    with running_server(folder, *tls_options, "--drain-seconds=0.2", workers=2, scheme="https") as running:
         yield running
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tornadochat.member import UNLIMITED, Member
+from tornadochat.limits import TokenBucket
+from tornadochat.member import UNLIMITED, Member, Rates
 from tornadochat.protocol import Limits, User
 from tornadochat.publisher import Outcome
 
@@ -38,6 +39,7 @@ class Story:
         self.room = Tea()
         self.events: list[dict[str, Any]] = []
         self.replies: list[Any] = []
+        self.holds: list[float] = []
         rules = SimpleNamespace(
             find_room=lambda name: self.room,
             publish=lambda *args: self.replies.append(args[-1]),
@@ -46,6 +48,8 @@ class Story:
             clock=lambda: 1.0,
             now=lambda: 1.0,
             limits=Limits(100, 100, 1000, 0, 100, 100),
+            hold=lambda member, seconds: self.holds.append(seconds),
+            find_repeat=lambda room, user, message_id, text, reply: reply(Outcome("unknown", "", 0)),
             stored=0,
         )
         self.member = Member(
@@ -111,3 +115,15 @@ def test_whoever_leaves_is_told_of_what_was_stored(story: Story) -> None:
     story.send(OLD, 1)
     story.member.handle(b'{"type":"leave","room":"tea"}')
     assert story.kinds() == ["ack", "left"]
+
+
+def test_who_is_over_a_rate_is_not_read_for_as_long_as_it_should_have_waited(story: Story) -> None:
+    story.member._rates = Rates(TokenBucket(2, 4), TokenBucket(1, 2), None, None)
+    for _ in range(4):
+        story.member.handle(json.dumps({"type": "send", "room": "tea", "id": MESSAGE_ID, "text": "x"}).encode())
+    assert len(story.replies) == 2 and story.kinds() == ["rate_limited"] * 2
+    assert story.events[0]["retry_after_ms"] == 1000 and story.holds == [1.0, 1.0]
+    # Commands of any kind count, such as those that nothing else limits; they are answered all the same.
+    story.member.handle(b'{"type":"ping"}')
+    story.member.handle(b"nonsense")
+    assert story.kinds()[2:] == ["pong", "bad_json"] and story.holds[2:] == [0.5, 0.5]

@@ -120,6 +120,26 @@ def test_small_batches_do_not_wait_for_the_peers_acknowledgement() -> None:
     bench.close()
 
 
+def test_nothing_is_read_from_a_connection_that_is_held() -> None:
+    bench = Bench()
+    far, connection, owner = bench.member()
+    far.send(encode_frame(OP_TEXT, b"before", MASK))
+    bench.turn()
+    connection.hold(True)
+    connection.hold(True)
+    far.send(encode_frame(OP_TEXT, b"behind", MASK))
+    connection.send_text(b"x" * 500_000)  # what goes out goes on, and asks for the socket to be watched
+    bench.turn()
+    while far.recv(1 << 20) and connection.backlog:
+        bench.turn()
+    assert owner.texts == [b"before"]
+    connection.hold(False)
+    bench.turn()
+    assert owner.texts == [b"before", b"behind"]
+    bench.close()
+    connection.hold(True)  # of a connection that is gone means nothing
+
+
 def test_the_kernel_holds_little_for_a_peer_that_does_not_read() -> None:
     """It took megabytes before the reactor saw that somebody had stopped reading."""
     bench = Bench(max_backlog_bytes=1 << 30)

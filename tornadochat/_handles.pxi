@@ -46,6 +46,12 @@ cdef class Connection:
         if self.reactor.depth == 0:
             self.reactor.bury()
 
+    def hold(self, bint held):
+        """Read nothing while held, so that the peer's own socket fills; what was read is handled."""
+        if self.conn != NULL and self.conn.fd >= 0 and held != ((self.conn.flags & HELD) != 0):
+            self.conn.flags ^= HELD
+            self.reactor.ask_epoll(self.conn)
+
     def close(self, int code, str reason=""):
         """Start the close handshake with a code of RFC 6455 section 7.4.1."""
         if self.conn != NULL:

@@ -155,6 +155,7 @@ cdef class Reactor:
     cdef int flush(self, conn_t *conn) noexcept nogil
     cdef void drop_segments(self, conn_t *conn, bint answers_too) noexcept nogil
     cdef void watch(self, conn_t *conn, bint writable) noexcept nogil
+    cdef void ask_epoll(self, conn_t *conn) noexcept nogil
     cdef void mark_broken(self, conn_t *conn) noexcept nogil
     cdef void schedule(self, conn_t *conn, uint32_t due) noexcept nogil
     cdef void unschedule(self, conn_t *conn) noexcept nogil

@@ -91,6 +91,7 @@ cdef enum:
     REPLAYING = 64          # on_drained is owed
     BROKEN = 128            # in the list of broken connections
     PINGED = 256            # a ping is unanswered
+    HELD = 512              # nothing is read for a while
     # entry_t.state
     LIVE = 0
     SILENT = 1              # replays, or waits for its join after a gap
@@ -690,11 +691,13 @@ cdef class Reactor:
         free(segment)
 
     cdef void watch(self, conn_t *conn, bint writable) noexcept nogil:
+        if writable != ((conn.flags & WRITABLE_WATCHED) != 0):
+            conn.flags ^= WRITABLE_WATCHED
+            self.ask_epoll(conn)
+
+    cdef void ask_epoll(self, conn_t *conn) noexcept nogil:
         cdef epoll_event event
-        if writable == ((conn.flags & WRITABLE_WATCHED) != 0):
-            return
-        conn.flags ^= WRITABLE_WATCHED
-        event.events = EPOLLIN | EPOLLOUT if writable else EPOLLIN
+        event.events = (0 if conn.flags & HELD else EPOLLIN) | (EPOLLOUT if conn.flags & WRITABLE_WATCHED else 0)
         event.data.u64 = (<uint64_t>conn.generation << 32) | conn.slot
         epoll_ctl(self.epoll, EPOLL_CTL_MOD, conn.fd, &event)
 

@@ -44,6 +44,7 @@ class Rules:
         typing: A user types in a room (presence).
         spoke: A user has said something there (presence).
         who: Answer a ``who`` of a member.
+        hold: Read nothing of a member's for so many seconds more.
         clock: Wall clock in seconds, for the stamp of messages.
         now: Monotonic seconds, for the rates.
         max_rooms: Rooms of one member, 0 for no limit.
@@ -59,6 +60,7 @@ class Rules:
     typing: Callable[[str, User], None]
     spoke: Callable[[str, User], None]
     who: Callable[[Member, Who], None]
+    hold: Callable[[Member, float], None]
     clock: Callable[[], float]
     now: Callable[[], float]
     limits: protocol.Limits
@@ -78,18 +80,23 @@ class Unconfirmed(NamedTuple):
 class Rates:
     """Token buckets of one member; None where a rate is not limited."""
 
-    __slots__ = ("joins", "messages", "typing")
+    __slots__ = ("commands", "joins", "messages", "typing")
 
     def __init__(
-        self, messages: TokenBucket | None, joins: TokenBucket | None, typing: TokenBucket | None
+        self,
+        commands: TokenBucket | None,
+        messages: TokenBucket | None,
+        joins: TokenBucket | None,
+        typing: TokenBucket | None,
     ) -> None:
+        self.commands = commands
         self.messages = messages
         self.joins = joins
         self.typing = typing
 
 
 # Members whose rates are not limited, such as those of a load test, share this one.
-UNLIMITED = Rates(None, None, None)
+UNLIMITED = Rates(None, None, None, None)
 
 
 class Member:
@@ -103,6 +110,10 @@ class Member:
         expires: Unix time at which its right to be here ends; 0 for never.
         address: Remote address, for the limits.
         rates: Its token buckets.
+
+    Attributes:
+        held_until: Monotonic time before which nothing of its is read, so that a flood waits in the
+            sender's own socket and costs the others nothing.
     """
 
     __slots__ = (
@@ -113,6 +124,7 @@ class Member:
         "allowed",
         "connection",
         "expires",
+        "held_until",
         "joined_once",
         "rooms",
         "transport_index",
@@ -139,12 +151,16 @@ class Member:
         self.address = address
         self.rooms: tuple[Room, ...] = ()  # joined, or about to be; a tuple is the smallest holder
         self.joined_once = False
+        self.held_until = 0.0
         self._rules = rules
         self._rates = rates
         self._unconfirmed: list[Unconfirmed] | None = None
 
     def handle(self, payload: bytes) -> None:
         """Carry out one command; whatever is wrong with it is answered with an ``error`` event."""
+        commands = self._rates.commands
+        if commands is not None and (wait := commands.take(self._rules.now())) > 0:
+            self._rules.hold(self, wait)
         try:
             command = protocol.parse_command(payload, self._rules.limits)
             HANDLERS[type(command)](self, command)
@@ -374,6 +390,7 @@ class Member:
             return
         wait = bucket.take(self._rules.now())
         if wait > 0:
+            self._rules.hold(self, wait)
             raise ProtocolError(
                 "rate_limited",
                 f"Too many {what}; wait before the next one.",

@@ -146,6 +146,8 @@ class Publisher:
         self._queues: dict[str, RoomQueue] = {}
         self._scheduled: list[RoomQueue] = []
         self._count = 0  # messages that wait or are in flight
+        self._finds: dict[str, list[tuple[str, str, Callable[[Outcome], None]]]] = {}  # of this turn, by room
+        self._finding = 0  # look-ups that wait or are in flight
         self._idle: asyncio.Event | None = None  # set when a closing publisher has nothing in flight
         self._task: asyncio.Task[None] | None = None
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
@@ -333,26 +335,43 @@ class Publisher:
     def find_repeat(
         self, room: str, user_id: str, message_id: str, text: str, reply: Callable[[Outcome], None]
     ) -> None:
-        """Look up one message; see ``Broker.find_repeat``."""
+        """Look up one message; see ``Broker.find_repeat``. Those of one turn of the loop go together."""
         link = self._link
-        if link is None or not self.ready or link.waiting >= self._settings.publish_queue:
+        if link is None or not self.ready or self._finding >= self._settings.publish_queue:
             raise Unavailable("the store cannot be reached")
-        keys = self._keys_of(room)
+        self._finding += 1
+        if not self._finds:
+            self._loop.call_soon(self._send_finds)
+        found = (f"{user_id} {message_id}", fingerprint_of(text), reply)
+        self._finds.setdefault(room, []).append(found)
 
-        def found(answer: Any) -> None:
-            if isinstance(answer, Exception):
-                reply(UNAVAILABLE)
-            elif answer[1] < 0:
-                reply(Outcome("unknown", "", 0))
-            else:
-                status = "repeat" if answer[1] else "id_reused"
-                reply(Outcome(status, answer[0].decode("ascii"), answer[1]))
+    def _send_finds(self) -> None:
+        finds, self._finds = self._finds, {}
+        for room, wanted in finds.items():
+            keys = self._keys_of(room)
+            for first in range(0, len(wanted), BATCH_MESSAGES):
+                batch = wanted[first : first + BATCH_MESSAGES]
+                command: list[Any] = ["EVALSHA", FIND.digest, 3, keys.meta, keys.repeats, keys.former]
+                for who, fingerprint, _reply in batch:
+                    command += (who, fingerprint)
+                found = functools.partial(self._found, batch)
+                if self._link is None or not self.ready:
+                    found(Unavailable("the store cannot be reached"))
+                else:
+                    self._link.call(found, *command)
 
-        link.call(
-            found,
-            *("EVALSHA", FIND.digest, 3, keys.meta, keys.repeats, keys.former),
-            *(f"{user_id} {message_id}", fingerprint_of(text)),
-        )
+    def _found(self, batch: list[tuple[str, str, Callable[[Outcome], None]]], answer: Any) -> None:
+        self._finding -= len(batch)
+        if isinstance(answer, Exception):
+            outcomes = [UNAVAILABLE] * len(batch)
+        else:
+            epoch = answer[0].decode("ascii")
+            outcomes = [_outcome_of(epoch, seq) for seq in answer[1:]]
+        for (_who, _fingerprint, reply), outcome in zip(batch, outcomes, strict=True):
+            try:
+                reply(outcome)
+            except Exception:
+                log.exception("the handler of a look-up failed")
 
     def publish_raw(self, channel: bytes, payload: bytes) -> None:
         """Publish without storing; dropped when the store is away or has much to do."""
@@ -362,6 +381,13 @@ class Publisher:
 
 
 UNAVAILABLE = Outcome("unavailable", "", 0)
+
+
+def _outcome_of(epoch: str, seq: int) -> Outcome:
+    """What ``find.lua`` says of one message."""
+    if seq < 0:
+        return Outcome("unknown", "", 0)
+    return Outcome("repeat" if seq else "id_reused", epoch, seq)
 
 
 def _ignore(_reply: Any) -> None:

@@ -99,6 +99,11 @@ class Settings:
         "new connections of one address to one worker; default 50, loopback spared unless given; 0 no limit",
         "limits",
     )
+    commands_per_second: float | None = option(
+        None,
+        "commands of any kind of one member; default 100, loopback spared unless given; 0 no limit",
+        "limits",
+    )
     messages_per_second: float | None = option(
         None, "messages of one member; default 20, loopback spared unless given; 0 no limit", "limits"
     )
@@ -165,6 +170,7 @@ class Settings:
 DEFAULT_RATES: dict[str, float] = {
     "max_connections_per_address": 1000,
     "handshakes_per_second": 50,
+    "commands_per_second": 100,
     "messages_per_second": 20,
     "joins_per_second": 20,
     "typing_per_second": 2,

@@ -126,6 +126,7 @@ class StreamConnection:
         "_decoder",
         "_gapped",
         "_heard",
+        "_may_read",
         "_ping_at",
         "_progress",
         "_queue",
@@ -159,6 +160,8 @@ class StreamConnection:
         self._closing_since: float | None = None
         self._told_code = 0
         self._task: asyncio.Task[None] | None = None
+        self._may_read = asyncio.Event()
+        self._may_read.set()
 
     # Reading -----------------------------------------------------------------------------------
 
@@ -173,6 +176,7 @@ class StreamConnection:
                     self._heard = time.monotonic()
                     self._transport.bytes_received += len(data)
                     self._feed(data)
+                await self._may_read.wait()
                 if not self.closed:
                     data = await self._stream.read_bytes(READ_BYTES, partial=True)
         except StreamClosedError:
@@ -323,6 +327,13 @@ class StreamConnection:
             self._transport.on_gap(self.owner, found)
 
     # The end -----------------------------------------------------------------------------------
+
+    def hold(self, held: bool) -> None:
+        """See ``transport.Connection``."""
+        if held:
+            self._may_read.clear()
+        else:
+            self._may_read.set()
 
     def close(self, code: int, reason: str = "") -> None:
         """See ``transport.Connection``."""

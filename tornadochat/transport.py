@@ -25,6 +25,9 @@ class Connection(Protocol):
     def send_text(self, payload: bytes) -> None:
         """Send one answer; never dropped, and closed with 1013 beyond ``max_answer_bytes``."""
 
+    def hold(self, held: bool) -> None:
+        """Read nothing while held, so that the peer's own socket fills; what was read is handled."""
+
     def close(self, code: int, reason: str = "") -> None:
         """Start the close handshake with a code of RFC 6455 section 7.4.1."""
 

@@ -52,6 +52,8 @@ TICK_SECONDS = 1.0
 # A new worker accepts nobody before it can tell who they are; without a store it does after this
 # time, to answer 503 and /healthz.
 STORE_SECONDS = 3.0
+# A member over its rate is read again after this time at most: pings and its close frame wait with the rest.
+MAX_HOLD_SECONDS = 1.0
 # Pauses between tries to read what the store knows of sessions.
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.1, 2.0
 # The log of every subscribed room is compared with what came by pub/sub this often.
@@ -153,6 +155,7 @@ class Worker:
             typing=self.presence.typing,
             spoke=self.presence.spoke,
             who=self._who,
+            hold=self._hold,
             clock=time.time,
             now=time.monotonic,
             limits=protocol.Limits.of(settings),
@@ -316,9 +319,25 @@ class Worker:
     def _rates(self, address: str) -> Rates:
         found = [
             TokenBucket.of(resolve(self.settings, name, address))
-            for name in ("messages_per_second", "joins_per_second", "typing_per_second")
+            for name in ("commands_per_second", "messages_per_second", "joins_per_second", "typing_per_second")
         ]
         return Rates(*found) if any(found) else UNLIMITED
+
+    def _hold(self, member: Member, seconds: float) -> None:
+        """A member is over a rate: what it sends meanwhile waits in its own socket."""
+        now = time.monotonic()
+        held = member.held_until > now
+        member.held_until = min(now + MAX_HOLD_SECONDS, max(now, member.held_until) + seconds)
+        if not held:
+            member.connection.hold(True)
+            self.loop.call_later(seconds, self._release, member)
+
+    def _release(self, member: Member) -> None:
+        left = member.held_until - time.monotonic()
+        if left > 0:
+            self.loop.call_later(left, self._release, member)
+        else:
+            member.connection.hold(False)
 
     # What the transports report ----------------------------------------------------------------------
 
