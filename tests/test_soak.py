@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import stalled
+from bench import churn, stalled
 from bench.load import Load, Plan
 from bench.processes import running_server
 from tests.support import http
@@ -39,3 +39,14 @@ def test_members_who_do_not_read_cost_their_bound_and_the_others_nothing(tmp_pat
         metrics = http(server.port, "GET", "/metrics").body.decode()
     (drops,) = re.findall(r"^tornadochat_backlog_drops_total.* (\d+)\.0$", metrics, re.MULTILINE)
     assert int(drops) > 0, "they were cut off"
+
+
+@pytest.mark.slow
+def test_memory_comes_back_after_many_visits(tmp_path: Path) -> None:
+    """The short form of ``python -m bench.churn``: rooms and people leave nothing behind, and what malloc holds
+    unused goes back to the system."""
+    options = ("--drain-seconds=0.5", "--subscription-grace-seconds=1")
+    with running_server(tmp_path, *options, workers=1) as server:
+        outcome = churn.measure(server, visits=6000, rooms=300, settle_seconds=24)
+    assert outcome.made == 6000 and outcome.failed == 0
+    assert outcome.growth < 1.15, outcome

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
+# Less unused memory than this is needed again at once.
+MIN_UNUSED_BYTES = 4 << 20
 
 
 def end_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
@@ -26,6 +28,34 @@ def end_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+class _Mallinfo(ctypes.Structure):
+    """What mallinfo2(3) tells; glibc 2.33 and newer."""
+
+    _fields_ = (
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks")),
+        *((name, ctypes.c_size_t) for name in ("fsmblks", "used", "free", "keepcost")),
+    )
+
+
+def give_memory_back() -> int:
+    """Return what malloc holds unused to the system, where that is much; how many bytes it was.
+
+    glibc gives back by itself only what lies at the end of its heap, so that a worker stayed as large as
+    its busiest minute. Takes about 0.15 ms for each MiB, in which nobody can allocate. Without glibc
+    nothing happens.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallinfo2.restype = _Mallinfo
+        info = libc.mallinfo2()
+        if info.free < max(MIN_UNUSED_BYTES, info.used // 2):
+            return 0
+        libc.malloc_trim(0)
+    except (OSError, AttributeError):
+        return 0
+    return int(info.free)
 
 
 def raise_file_limit() -> int:

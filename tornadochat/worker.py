@@ -32,7 +32,7 @@ from tornadochat.limits import TokenBucket, resolve
 from tornadochat.member import UNLIMITED, Member, Rates, Rules
 from tornadochat.metrics import Metrics
 from tornadochat.presence import Presence
-from tornadochat.processes import raise_file_limit
+from tornadochat.processes import give_memory_back, raise_file_limit
 from tornadochat.room import PAGE_EVENTS, Page, Room
 from tornadochat.stream_transport import Limits, StreamTransport
 
@@ -58,6 +58,8 @@ MAX_HOLD_SECONDS = 1.0
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.1, 2.0
 # The log of every subscribed room is compared with what came by pub/sub this often.
 HEAD_CHECK_SECONDS = 30.0
+# Memory that rooms and people have left behind is looked for this often.
+TRIM_SECONDS = 20.0
 # Rooms whose heads are asked for in one round trip.
 HEAD_BATCH = 512
 # Members told and closed at a time while draining, so that the loop stays free in between.
@@ -191,7 +193,12 @@ class Worker:
                 await self._can_sign.wait()
         server.add_socket(sock)
         tell(f"ready {self.capacity}")
-        for duty, seconds in ((self._tick, TICK_SECONDS), (self._check_heads, HEAD_CHECK_SECONDS)):
+        duties = (
+            (self._tick, TICK_SECONDS),
+            (self._check_heads, HEAD_CHECK_SECONDS),
+            (give_memory_back, TRIM_SECONDS),
+        )
+        for duty, seconds in duties:
             self._spawn(self._repeat(duty, seconds))
         await self._stopped.wait()
         tell("draining")
