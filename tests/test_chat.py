@@ -322,6 +322,35 @@ def tls_server(tls_options: tuple[str, ...], tmp_path_factory: pytest.TempPathFa
         yield running
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["epoll", "TLS"])
+def test_who_does_not_read_is_told_of_the_gap_and_gets_the_rest(
+    tmp_path: Path, room: str, tls: bool, tls_options: tuple[str, ...]
+) -> None:
+    options = ("--max-backlog=65536", "--drain-seconds=0.2", *(tls_options if tls else ()))
+    scheme = "https" if tls else "http"
+    with (
+        running_server(tmp_path, *options, workers=1, scheme=scheme) as server,
+        Person(server.port, "Ada", tls=tls) as ada,
+        Person(server.port, "Bob", tls=tls) as bob,
+    ):
+        epoch = ada.join(room)["epoch"]
+        bob.join(room)
+        for number in range(900):  # more than the kernels and the backlog hold
+            bob.say(room, "x" * 3000)
+            if number % 30 == 29:
+                bob.messages(30)
+        seen = []
+        while (event := ada.read())["type"] != "gap":
+            seen += [event["seq"]] if event["type"] == "message" else []
+        assert event["seq"] == seen[-1] < 900 and event["epoch"] == epoch
+        bob.say(room, "while the room is silent for Ada")
+        assert all(event["type"] != "message" for event in ada.quiet(0.3))
+        joined = ada.join(room, after={"epoch": epoch, "seq": seen[-1]})
+        assert (joined["truncated"], joined["missing"]) == (False, 901 - seen[-1])
+        seen += [message["seq"] for message in ada.messages(joined["missing"])]
+        assert seen == list(range(1, 902))
+
+
 def test_everything_works_over_tls_too(tls_server: Server, room: str) -> None:
     people = [Person(tls_server.port, f"P{number}", tls=True) for number in range(6)]
     for person in people:

@@ -60,6 +60,8 @@ class Channel:
     def __init__(self) -> None:
         self.entries: dict[Any, list[Any]] = {}
         self.busy = False
+        self.takes = True  # whether sockets take what is replayed at once
+        self.in_flight = 0
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -85,8 +87,9 @@ class Channel:
     def replay(self, connection: Any, batch: Batch) -> int:
         entry = self.entries[connection]
         connection.events += events_of(batch.frames(entry[0]))
+        self.in_flight += 0 if self.takes else len(batch.frames(entry[0]))
         entry[0] = max(entry[0], batch.last_seq + 1)
-        return 0
+        return self.in_flight
 
     def set_live(self, connection: Any, next_seq: int) -> None:
         self.entries[connection] = [next_seq, True]
@@ -187,6 +190,22 @@ class World:
 @pytest.fixture
 def world() -> World:
     return World(batch_window_ms=0)
+
+
+def test_a_replay_of_large_messages_never_overruns_the_backlog() -> None:
+    """A page of them was sent whole, was dropped as too much, and the member had to begin anew."""
+    world = World(batch_window_ms=0, max_backlog_bytes=400_000, ring_bytes=1)
+    world.log = [b'{"type":"message","n":%d,"text":"%s"}' % (n, b"x" * 20_000) for n in range(1, 151)]
+    room = world.hub.room("tea")
+    (channel,) = room.channels
+    assert isinstance(channel, Channel)
+    channel.takes = False
+    ann = world.joined(history=150)
+    for _ in range(150):
+        assert channel.in_flight <= 100_000 + 21_000
+        channel.in_flight = 0  # the socket has taken it
+        room.advance(ann)  # type: ignore[arg-type]
+    assert ann.seqs() == list(range(1, 151)) and not room.replays
 
 
 def test_a_joiner_gets_the_newest_messages_and_then_the_live_ones(world: World) -> None:

@@ -64,7 +64,7 @@ class Hub:
         on_presence: Callable[[str, bytes], None],
     ) -> None:
         self.rooms: dict[str, Room] = {}
-        self.replay_bytes = settings.replay_bytes
+        self.replay_bytes = settings.replay_in_flight_bytes
         self.max_history = settings.history
         self.sync = sync
         self.fetch = fetch
@@ -95,7 +95,7 @@ class Hub:
 
     def ring_bytes(self) -> int:
         """What one room may keep of its recent events, so that all together stay within bounds."""
-        return min(self._settings.ring_bytes, self._settings.ring_total_bytes // max(1, len(self.rooms)))
+        return min(self._settings.ring_batch_bytes, self._settings.ring_total_bytes // max(1, len(self.rooms)))
 
     def tick(self) -> None:
         """Once a second: drop rooms that have been empty for the grace period, trim the rings."""

@@ -405,11 +405,20 @@ class Room:
         )
         member.connection.send_text(event)
         self.replays.add(member)
-        in_flight = 0
-        if page is not None and page.bodies:
-            in_flight = channel.replay(member.connection, encode_events(page.first_seq, page.bodies))
+        in_flight = 0 if page is None else self._replay_page(member, page)
         if in_flight < self._ports.replay_bytes:
             self.advance(member)
+
+    def _replay_page(self, member: Member, page: Page) -> int:
+        """Send a member what it lacks of a page, as far as it may be in flight; returns what is."""
+        channel, connection = self._channel(member), member.connection
+        seq = max(page.first_seq, channel.next_seq(connection))
+        bodies, in_flight = page.bodies[seq - page.first_seq :], 0
+        while bodies and in_flight < self._ports.replay_bytes and not connection.closed:
+            count = _fitting(bodies, self._ports.replay_bytes - in_flight)
+            in_flight = channel.replay(connection, encode_events(seq, bodies[:count]))
+            seq, bodies = seq + count, bodies[count:]
+        return in_flight
 
     def advance(self, member: Member) -> None:
         """Send a member that lags the next of what it lacks; live once it has all."""
@@ -444,8 +453,7 @@ class Room:
         elif page.epoch != self.epoch:
             self.resync()
         elif page.bodies and page.first_seq <= position:
-            batch = encode_events(page.first_seq, page.bodies)
-            if channel.replay(member.connection, batch) < self._ports.replay_bytes:
+            if self._replay_page(member, page) < self._ports.replay_bytes:
                 self.advance(member)
         else:  # trimmed while it was being read: told, never hidden
             seq = page.first_seq - 1 if page.bodies else page.head_seq
@@ -470,6 +478,17 @@ class Room:
 
     def _channel(self, member: Member) -> Channel:
         return self.channels[member.transport_index]
+
+
+def _fitting(bodies: Sequence[bytes], size: int) -> int:
+    """How many of the first bodies have at most so many bytes; at least one."""
+    count = 0
+    for body in bodies:
+        size -= len(body)
+        if size < 0 and count:
+            break
+        count += 1
+    return count
 
 
 def _until(page: Page, end: int) -> Page:

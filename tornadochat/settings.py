@@ -160,6 +160,17 @@ class Settings:
     log_level: str = option("info", "debug, info, warning or error", "server")
 
     @property
+    def replay_in_flight_bytes(self) -> int:
+        """``replay_bytes``, but so little that a replay never overruns the backlog: at most a quarter of it
+        is in flight, and one batch of the ring comes on top (``ring_batch_bytes``)."""
+        return min(self.replay_bytes, max(1, self.max_backlog_bytes // 4))
+
+    @property
+    def ring_batch_bytes(self) -> int:
+        """``ring_bytes``, but at most half of the backlog."""
+        return min(self.ring_bytes, max(1, self.max_backlog_bytes // 2))
+
+    @property
     def tls(self) -> bool:
         """Whether the server speaks TLS itself."""
         return bool(self.certfile)

@@ -140,6 +140,7 @@ class StreamConnection:
         "channels",
         "closed",
         "owner",
+        "replaying",
     )
 
     def __init__(self, transport: StreamTransport, stream: IOStream, owner: Any) -> None:
@@ -153,6 +154,7 @@ class StreamConnection:
         self._queue: deque[Queued] = deque()
         self._answer_bytes = self._room_bytes = self._replay_bytes = 0
         self._gapped: set[StreamChannel] = set()
+        self.replaying = False  # ``on_drained`` is owed
         self._writing = False
         self._heard = self._progress = now
         # The first ping comes at a random point of the interval, so that pings spread by themselves.
@@ -303,24 +305,22 @@ class StreamConnection:
         size, limits = len(item.data), self._transport.limits
         self._progress = time.monotonic()
         self._transport.bytes_sent += size
-        before = self._replay_bytes
         if item.channel is None:
             self._answer_bytes = max(0, self._answer_bytes - size)
         else:
             self._room_bytes -= size
             self._replay_bytes -= size if item.replayed else 0
         self._write_next()
-        if self._writing or self.closed:
-            return
-        if self._told_code:
+        if not self._writing and self._told_code:
             self._finish(self._told_code, "")
-        elif self._gapped:
+        elif not self._writing and self._gapped:
             self._tell_gaps()
-        elif before > limits.replay_bytes // 2 >= self._replay_bytes:
+        if self.replaying and not self.closed and self._replay_bytes <= limits.replay_bytes // 2:
+            self.replaying = False
             self._transport.on_drained(self.owner)
 
     def _tell_gaps(self) -> None:
-        gapped, self._gapped = self._gapped, set()
+        gapped, self._gapped, self.replaying = self._gapped, set(), False
         found = [(channel.key, channel.entries[self].next_seq) for channel in gapped if self in channel.entries]
         self._transport.gaps += len(found)
         if found:
@@ -421,6 +421,8 @@ class StreamChannel:
         entry = self.entries[connection]
         if batch.last_seq >= entry.next_seq:
             self._send(connection, entry, batch, batch.frames(entry.next_seq), replayed=True)
+            if connection.replay_in_flight > self._transport.limits.replay_bytes // 2:
+                connection.replaying = True
         return connection.replay_in_flight
 
     def set_live(self, connection: StreamConnection, next_seq: int) -> None:

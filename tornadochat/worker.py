@@ -517,7 +517,7 @@ def transport_limits(settings: Settings) -> Limits:
         max_message_bytes=settings.max_message_bytes,
         max_backlog_bytes=settings.max_backlog_bytes,
         max_answer_bytes=settings.max_answer_bytes,
-        replay_bytes=settings.replay_bytes,
+        replay_bytes=settings.replay_in_flight_bytes,
         ping_seconds=settings.ping_seconds,
         pong_seconds=settings.pong_seconds,
         close_seconds=settings.close_seconds,
