@@ -190,6 +190,10 @@ cdef class Channel:
                 conn.flags |= REPLAYING
         return conn.replay_bytes
 
+    def in_flight(self, Connection connection not None):
+        """Replayed bytes that wait for this connection's socket, of all its rooms."""
+        return 0 if connection.conn == NULL else connection.conn.replay_bytes
+
     def set_live(self, Connection connection not None, next_seq):
         """Let broadcasts reach this connection, from ``next_seq`` on.
 

@@ -405,27 +405,26 @@ class Room:
         )
         member.connection.send_text(event)
         self.replays.add(member)
-        in_flight = 0 if page is None else self._replay_page(member, page)
-        if in_flight < self._ports.replay_bytes:
-            self.advance(member)
+        if page is not None:
+            self._replay_page(member, page)
+        self.advance(member)
 
-    def _replay_page(self, member: Member, page: Page) -> int:
-        """Send a member what it lacks of a page, as far as it may be in flight; returns what is."""
+    def _replay_page(self, member: Member, page: Page) -> None:
+        """Send a member what it lacks of a page, as far as it may be in flight."""
         channel, connection = self._channel(member), member.connection
         seq = max(page.first_seq, channel.next_seq(connection))
-        bodies, in_flight = page.bodies[seq - page.first_seq :], 0
+        bodies, in_flight = page.bodies[seq - page.first_seq :], channel.in_flight(connection)
         while bodies and in_flight < self._ports.replay_bytes and not connection.closed:
             count = _fitting(bodies, self._ports.replay_bytes - in_flight)
             in_flight = channel.replay(connection, encode_events(seq, bodies[:count]))
             seq, bodies = seq + count, bodies[count:]
-        return in_flight
 
     def advance(self, member: Member) -> None:
         """Send a member that lags the next of what it lacks; live once it has all."""
         if member not in self.replays or self.state is not State.LIVE:
             return
         channel, connection = self._channel(member), member.connection
-        in_flight = 0
+        in_flight = channel.in_flight(connection)
         while in_flight < self._ports.replay_bytes:
             if connection.closed:
                 return
@@ -453,8 +452,8 @@ class Room:
         elif page.epoch != self.epoch:
             self.resync()
         elif page.bodies and page.first_seq <= position:
-            if self._replay_page(member, page) < self._ports.replay_bytes:
-                self.advance(member)
+            self._replay_page(member, page)
+            self.advance(member)
         else:  # trimmed while it was being read: told, never hidden
             seq = page.first_seq - 1 if page.bodies else page.head_seq
             member.passed_over(self, self.epoch, seq)

@@ -425,6 +425,10 @@ class StreamChannel:
                 connection.replaying = True
         return connection.replay_in_flight
 
+    def in_flight(self, connection: StreamConnection) -> int:
+        """See ``transport.Channel``."""
+        return connection.replay_in_flight
+
     def set_live(self, connection: StreamConnection, next_seq: int) -> None:
         """See ``transport.Channel``."""
         entry = self.entries[connection]

@@ -66,6 +66,9 @@ class Channel(Protocol):
     def replay(self, connection: Any, batch: Batch) -> int:
         """Send one silent connection what it lacks of a batch; returns its replayed bytes in flight."""
 
+    def in_flight(self, connection: Any) -> int:
+        """Replayed bytes that wait for this connection's socket, of all its rooms."""
+
     def set_live(self, connection: Any, next_seq: int) -> None:
         """Let broadcasts reach this connection, from ``next_seq`` on."""
 
