@@ -9,12 +9,12 @@ script knows what it stored.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import functools
 import hashlib
 import logging
 import secrets
-import string
 from collections.abc import Callable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,8 +39,7 @@ SWEEP_SECONDS = 0.25
 ERROR_RETRY_SECONDS = 0.1
 # Typing and presence in flight; beyond it they are dropped, since the next ones are absolute again.
 MAX_EPHEMERAL = 2000
-EPOCH_CHARS = string.ascii_lowercase + string.digits
-EPOCH_LENGTH = 8
+EPOCH_BYTES = 5
 
 
 class Outcome(NamedTuple):
@@ -109,8 +108,8 @@ PUBLISH, READ, FIND = (Script.load(name) for name in ("publish", "read", "find")
 
 
 def new_epoch() -> str:
-    """Eight random characters: two rooms, or two lives of one, do not share an epoch."""
-    return "".join(secrets.choice(EPOCH_CHARS) for _ in range(EPOCH_LENGTH))
+    """Eight random characters, 40 bits: two lives of one room do not share an epoch."""
+    return base64.b32encode(secrets.token_bytes(EPOCH_BYTES)).decode("ascii").lower()
 
 
 def fingerprint_of(text: str) -> str:
@@ -253,6 +252,8 @@ class Publisher:
         for queue in scheduled:
             queue.scheduled = False
             self._send(queue)
+        if self._link is not None:
+            self._link.flush()
 
     def _send(self, queue: RoomQueue) -> None:
         """Send the batch in flight once more, or else the next one."""
@@ -260,10 +261,10 @@ class Publisher:
         if link is None or not self.ready or link.info is None:
             return
         if not queue.batch:
+            if not queue.waiting:
+                return
             queue.batch = _next_batch(queue.waiting)
             queue.fresh_epoch = new_epoch()
-        if not queue.batch:
-            return
         keys = queue.keys
         arguments: list[Any] = [
             *("EVALSHA", PUBLISH.digest, 5, *keys),

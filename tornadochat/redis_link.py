@@ -157,12 +157,13 @@ class Link(asyncio.Protocol):
     def send(self, *command: Any) -> None:
         """Send one command whose reply is pushed, with everything else of this turn of the loop."""
         if not self._out:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._out.append(hiredis.pack_command(command))
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what was sent so far; without it that is done at the end of the turn."""
         out, self._out = self._out, []
-        if self._transport is not None:
+        if out and self._transport is not None:
             self._transport.write(b"".join(out) if len(out) > 1 else out[0])
 
     @property
