@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import socket
 import struct
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import Server, pss_bytes, running_server
-from bench.rolling import REQUEST
+from bench.wire import REQUEST, frame
 
 AT_A_TIME = 50
 VISIT_SECONDS = 15.0
@@ -45,14 +44,6 @@ class Visits:
     def growth(self) -> float:
         """The largest ratio of after to before among the workers."""
         return max(after / before for before, after in zip(self.before, self.after, strict=True))
-
-
-def frame(**command: object) -> bytes:
-    """A masked text frame with a command; the mask is zero (RFC 6455 section 5.3 does not forbid it)."""
-    payload = json.dumps(command).encode()
-    if len(payload) < 126:
-        return struct.pack(">BB4x", 0x81, 0x80 | len(payload)) + payload
-    return struct.pack(">BBH4x", 0x81, 0x80 | 126, len(payload)) + payload
 
 
 async def visit(port: int, rooms: int, draw: random.Random) -> bool:

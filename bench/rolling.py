@@ -19,15 +19,12 @@ from collections import Counter
 from pathlib import Path
 
 from bench.processes import Server, running_server
+from bench.wire import REQUEST
 
 ROLLED = "all workers are replaced"
 RESTART_SECONDS = 60.0
 CONNECT_SECONDS = 15.0
 AT_A_TIME = 50
-REQUEST = (
-    b"GET /ws?name=Ada HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 
 
 async def connect(port: int) -> str:

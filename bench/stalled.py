@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import socket
 import statistics
-import struct
 import sys
 import tempfile
 import time
@@ -23,11 +22,8 @@ from pathlib import Path
 
 from bench.load import Load, Plan, Report
 from bench.processes import Server, cpu_seconds, pss_bytes, running_server
+from bench.wire import REQUEST, frame
 
-REQUEST = (
-    b"GET /ws?name=Stalled HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 # A receive buffer so small that the server's side fills soon; the kernel doubles it.
 RECEIVE_BYTES = 4096
 
@@ -47,8 +43,7 @@ def stall(port: int, room: str) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     sock.settimeout(20)
     sock.connect(("127.0.0.1", port))
-    join = b'{"type":"join","room":"%s","history":0}' % room.encode()
-    sock.sendall(REQUEST + struct.pack(">BB4x", 0x81, 0x80 | len(join)) + join)
+    sock.sendall(REQUEST + frame(type="join", room=room, history=0))
     seen = b""
     while b'"type":"joined"' not in seen:
         piece = sock.recv(2048)

