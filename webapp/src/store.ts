@@ -248,6 +248,7 @@ export class ChatStore {
 
   private forget(name: string): void {
     const room = this.rooms.get(name);
+    if (room !== undefined) this.sender.pause(room); // or the end of one message would send the next one
     for (const id of room?.pending.keys() ?? []) this.discard(name, id);
     this.rooms.delete(name);
     rememberRooms([...this.rooms.keys()]);

@@ -262,6 +262,19 @@ describe("sending", () => {
     expect(pendings()).toHaveLength(1);
   });
 
+  it("is given up with its room, and what waited behind it is not sent there any more", async () => {
+    await started();
+    store.say("tea", "one");
+    store.say("tea", "two");
+    store.leave("tea");
+    await vi.advanceTimersByTimeAsync(22_000);
+    expect(
+      socket()
+        .of("send")
+        .map((command) => command.text),
+    ).toEqual(["one"]);
+  });
+
   it("refuses more than two hundred that wait, and keeps the draft", async () => {
     await started();
     socket().fall();
