@@ -258,6 +258,7 @@ def test_unsent_messages_survive_a_reload_and_a_crash_of_the_tab(browser: Any, t
     ada.page.wait_for_selector(".banner")
     ada.say("three")
     ada.page.locator(".is-pending").wait_for()
+    time.sleep(1)  # what is drawn in one moment is in the database some moments later; then the tab may crash
     with contextlib.suppress(Exception):  # the page is gone before it answers
         ada.page.goto("chrome://crash", timeout=2_000)
     with running_server(tmp_path, "--drain-seconds=0.2", "--durable", workers=1, port=port):
