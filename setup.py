@@ -25,7 +25,8 @@ CLIENT_FILES = ("package.json", "package-lock.json", "index.html", "vite.config.
 # Files that a Cython module includes.
 PARTS = {
     "_fastframe": ["tornadochat/_decoder.pxi"],
-    "_reactor": ["tornadochat/_entries.pxi", "tornadochat/_handles.pxi"],
+    "_poller": [],
+    "_reactor": ["tornadochat/_poller.pxd", "tornadochat/_entries.pxi", "tornadochat/_handles.pxi"],
 }
 
 
@@ -105,10 +106,10 @@ class BuildExt(build_ext):
 
 
 def extensions() -> list[Extension]:
-    """The Cython modules; the reactor needs epoll, so it is built on Linux alone."""
+    """The Cython modules; poller and reactor need epoll, so they are built on Linux alone."""
     from Cython.Build import cythonize
 
-    names = ["_fastframe"] + (["_reactor"] if sys.platform.startswith("linux") else [])
+    names = ["_fastframe"] + (["_poller", "_reactor"] if sys.platform.startswith("linux") else [])
     flags = os.environ.get("CHAT_CFLAGS", "-O3").split()
     links = os.environ.get("CHAT_LDFLAGS", "").split()
     modules = [

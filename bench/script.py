@@ -15,26 +15,27 @@ import redis
 
 import tornadochat
 from tornadochat.embedded import EmbeddedStore
-from tornadochat.publisher import new_epoch
+from tornadochat.publisher import epochs, publish_script
+from tornadochat.settings import Settings
 
 OURS = Path(tornadochat.__file__).parent / "scripts" / "publish.lua"
 MESSAGES = 6000
 ROOMS = 10
 BODY = b'{"type":"message","text":"%s"}' % (b"x" * 200)
-# As the publisher gives them with default settings: history, its seconds, bytes and life, repeats.
-LIMITS = (1000, 120, 16 << 20, 604_800, 600, 100_000, "P")
 
 
 def measure(path: Path) -> tuple[float, float]:
     """Microseconds of the store for each message, and commands that the script ran for each."""
+    head = publish_script(Settings()).source.decode().partition("-- ")[0]
+    fresh = epochs()
     with tempfile.TemporaryDirectory() as folder:
         store = EmbeddedStore(Path(folder))
         with redis.Redis.from_url(store.start()) as client:
-            digest = client.script_load(path.read_text())
+            digest = client.script_load(head + path.read_text())
             client.config_resetstat()
             for number in range(MESSAGES):
                 keys = [f"bench:{{{number % ROOMS}}}:{name}" for name in ("meta", "log", "ids0", "ids1", "ch")]
-                client.evalsha(digest, 5, *keys, "run", new_epoch(), *LIMITS, f"u m{number}", "print", BODY)
+                client.evalsha(digest, 5, *keys, "run", next(fresh), f"u m{number}", "print", BODY)
             stats = client.info("commandstats")
         store.stop()
     calls = sum(found["calls"] for name, found in stats.items() if name != "cmdstat_evalsha")

@@ -7,6 +7,7 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from tornadochat._fastframe cimport Batch, decoder_t, shared_t
+from tornadochat._poller cimport Poller, Sockets
 
 # Bytes that wait for one socket; owns one reference to `shared` and one to `channel`.
 cdef struct segment_t:
@@ -94,7 +95,8 @@ cdef class Channel:
     cdef entry_t *entry_of(self, Connection connection) except NULL
 
 
-cdef class Reactor:
+cdef class Reactor(Sockets):
+    cdef Poller poller
     cdef object on_text, on_binary, on_closed, on_drained, on_gap
     cdef public object on_work_left
     cdef int epoll

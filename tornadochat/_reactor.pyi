@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 from tornadochat._fastframe import Batch
+from tornadochat._poller import Poller, Sockets
 
 @final
 class Connection:
@@ -40,7 +41,7 @@ class Channel:
     def reset(self, notice: Batch, next_seq: int) -> None: ...
 
 @final
-class Reactor:
+class Reactor(Sockets):
     on_work_left: Callable[[], None] | None
     @property
     def connections(self) -> int: ...
@@ -74,6 +75,7 @@ class Reactor:
         close_seconds: float,
         stuck_seconds: float,
         on_binary: Callable[[Any, bytes], None] | None = None,
+        poller: Poller | None = None,
     ) -> Reactor: ...
     def fileno(self) -> int: ...
     def attach(self, fd: int, owner: Any) -> Connection: ...

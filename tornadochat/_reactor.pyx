@@ -19,7 +19,6 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close as close_fd
 
 from tornadochat._fastframe cimport (
@@ -28,11 +27,12 @@ from tornadochat._fastframe cimport (
     shared_new, shared_release, shared_retain, shared_t,
 )
 
+from tornadochat._poller cimport GENERATION_BITS, Poller, Sockets, now_us
+
 from tornadochat._fastframe import encode_close
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
-        EPOLL_CLOEXEC
         EPOLL_CTL_ADD
         EPOLL_CTL_DEL
         EPOLL_CTL_MOD
@@ -45,9 +45,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     struct epoll_event:
         uint32_t events
         epoll_data_t data
-    int epoll_create1(int flags)
     int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
-    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -102,9 +100,6 @@ cdef enum:
     RESET = 2
     # One read. Level-triggered: what is left comes with the next event, after everybody's turn.
     READ_BYTES = 65536
-    EVENTS_AT_ONCE = 256
-    EVENTS_PER_POLL = 1024
-    READ_BUDGET_US = 5000
     # No call holds the loop for longer with fan-outs; one room's slice of it is smaller, so that a
     # huge room does not make the others wait for its whole turn.
     WALK_BUDGET_US = 9000
@@ -125,12 +120,6 @@ cdef enum:
     WHEEL_SLOTS = 64
     FIRST_ROOMS = 1
     FIRST_ENTRIES = 4
-
-
-cdef inline int64_t now_us() noexcept nogil:
-    cdef timespec at
-    clock_gettime(CLOCK_MONOTONIC, &at)
-    return at.tv_sec * <int64_t>1000000 + at.tv_nsec // 1000
 
 
 cdef inline uint32_t now_s() noexcept nogil:
@@ -155,13 +144,18 @@ cdef shared_t *copied(const unsigned char *data, size_t size, uint8_t opcode) no
     return shared
 
 
+cdef inline uint64_t event_data(conn_t *conn) noexcept nogil:
+    """What epoll gives back of a connection: never a pointer, since that may be freed by then."""
+    return (<uint64_t>(conn.generation & GENERATION_BITS) << 32) | conn.slot
+
+
 include "_entries.pxi"
 
 
 # The reactor ---------------------------------------------------------------------------------------
 
 @cython.final
-cdef class Reactor:
+cdef class Reactor(Sockets):
     """All members of this worker that talk through plain sockets.
 
     Args:
@@ -182,6 +176,7 @@ cdef class Reactor:
         pong_seconds: Silence after a ping that ends the connection.
         close_seconds: Wait for the peer's close frame.
         stuck_seconds: Time that a socket may take nothing while something waits; then 1013.
+        poller: That of the worker's loop; one of its own where none is given, for ``poll``.
     """
 
     def __cinit__(
@@ -200,6 +195,7 @@ cdef class Reactor:
         double close_seconds,
         double stuck_seconds,
         on_binary=None,
+        poller=None,
     ):
         self.on_text, self.on_closed, self.on_binary = on_text, on_closed, on_binary
         self.on_drained, self.on_gap = on_drained, on_gap
@@ -214,15 +210,13 @@ cdef class Reactor:
         self.buffer = <unsigned char *>malloc(READ_BYTES)
         self.wheel = <conn_t **>calloc(WHEEL_SLOTS, sizeof(void *))
         self.ping = copied(<const unsigned char *>b"", 0, 0x9)
-        self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.buffer == NULL or self.wheel == NULL or self.ping == NULL:
             raise MemoryError("no memory for the reactor")
-        if self.epoll < 0:
-            raise OSError(errno, os.strerror(errno))
+        self.poller = Poller() if poller is None else poller
+        self.epoll = self.poller.epoll
+        self.poller.sockets = self
 
     def __dealloc__(self):
-        if self.epoll >= 0:
-            close_fd(self.epoll)
         if self.ping != NULL:
             shared_release(self.ping)
         free(self.buffer)
@@ -304,7 +298,7 @@ cdef class Reactor:
                 raise MemoryError("no memory for a connection")
             self.take_slot(conn)
             event.events = EPOLLIN
-            event.data.u64 = (<uint64_t>conn.generation << 32) | conn.slot
+            event.data.u64 = event_data(conn)
             if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
                 self.give_slot(conn.slot)
                 raise OSError(errno, os.strerror(errno))
@@ -380,40 +374,34 @@ cdef class Reactor:
     # Events --------------------------------------------------------------------------------------
 
     def poll(self):
-        """Handle what the sockets have, then go on with fan-outs that were cut.
+        """Handle what the sockets have, then go on with fan-outs that were cut; waits for nothing.
 
         Returns:
             True where fan-outs are left: call again in the next turn of the loop. It handles at most
             1,024 events or 5 ms of them, and fan-outs up to 10 ms in all.
         """
-        cdef epoll_event[EVENTS_AT_ONCE] events
-        cdef int64_t begin = now_us(), held
-        cdef int ready = EVENTS_AT_ONCE, handled = 0, i
-        cdef conn_t *conn
+        return self.poller.poll()
+
+    cdef void begin_turn(self, int64_t now):
         self.depth += 1
         self.spent_us = 0
-        try:
-            while ready == EVENTS_AT_ONCE and handled < EVENTS_PER_POLL:
-                ready = epoll_wait(self.epoll, events, EVENTS_AT_ONCE, 0)
-                if ready < 0:
-                    break  # EINTR: the loop calls again
-                for i in range(ready):
-                    conn = self.find(events[i].data.u64)
-                    if conn != NULL and events[i].events & EPOLLOUT:
-                        self.on_writable(conn)
-                        conn = self.find(events[i].data.u64)
-                    if conn != NULL and events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP):
-                        self.on_readable(conn)
-                handled += ready
-                if now_us() - begin > READ_BUDGET_US:
-                    break
-            while self.first_walk != NULL and now_us() - begin < WALK_BUDGET_US:
-                self.walk_left()
-            self.close_broken()
-        finally:
-            self.depth -= 1
-            self.bury()
-        held = now_us() - begin
+
+    cdef void on_events(self, uint64_t data, uint32_t events):
+        cdef conn_t *conn = self.find(data)
+        if conn != NULL and events & EPOLLOUT:
+            self.on_writable(conn)
+            conn = self.find(data)
+        if conn != NULL and events & (EPOLLIN | EPOLLERR | EPOLLHUP):
+            self.on_readable(conn)
+
+    cdef bint end_turn(self, int64_t begun):
+        cdef int64_t held
+        while self.first_walk != NULL and now_us() - begun < WALK_BUDGET_US:
+            self.walk_left()
+        self.close_broken()
+        self.depth -= 1
+        self.bury()
+        held = now_us() - begun
         if held > self.longest_hold:
             self.longest_hold = held
         return self.first_walk != NULL
@@ -425,7 +413,7 @@ cdef class Reactor:
         if slot >= self.slot_count:
             return NULL
         conn = self.slots[slot]
-        return conn if conn != NULL and conn.generation == <uint32_t>(data >> 32) else NULL
+        return conn if conn != NULL and (conn.generation & GENERATION_BITS) == <uint32_t>(data >> 32) else NULL
 
     cdef void on_readable(self, conn_t *conn):
         cdef ssize_t got
@@ -698,7 +686,7 @@ cdef class Reactor:
     cdef void ask_epoll(self, conn_t *conn) noexcept nogil:
         cdef epoll_event event
         event.events = (0 if conn.flags & HELD else EPOLLIN) | (EPOLLOUT if conn.flags & WRITABLE_WATCHED else 0)
-        event.data.u64 = (<uint64_t>conn.generation << 32) | conn.slot
+        event.data.u64 = event_data(conn)
         epoll_ctl(self.epoll, EPOLL_CTL_MOD, conn.fd, &event)
 
     cdef void send_shared(
@@ -898,6 +886,7 @@ cdef class Reactor:
         channel.references += 1
         if self.last_walk == NULL:
             self.first_walk = channel
+            self.poller.work_left = True
             if self.on_work_left is not None:
                 self.on_work_left()
         else:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tornadochat.errors import Unavailable
-from tornadochat.publisher import READ, Outcome, Publisher, RoomKeys, new_epoch
+from tornadochat.publisher import READ, Outcome, Publisher, RoomKeys
 from tornadochat.store_address import make_client, parse_address
 from tornadochat.subscriber import Subscriber
 
@@ -238,7 +238,7 @@ class Broker:
         keys = self.keys_of(room)
         return (
             *("EVALSHA", READ.digest, 2, keys.meta, keys.log),
-            *(self._publisher.run_id, new_epoch(), self.settings.history_ttl_seconds, start_seq, limit),
+            *(self._publisher.run_id, next(self._publisher.epochs), self.settings.history_ttl_seconds, start_seq, limit),
         )
 
 

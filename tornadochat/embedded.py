@@ -172,6 +172,10 @@ class EmbeddedStore:
             "daemonize": "no",
             "maxmemory-policy": "noeviction",
             "maxclients": "10000",
+            # Histograms of every command that a script runs, read by nobody here.
+            "latency-tracking": "no",
+            # Ids of repeats are looked up for each message; a list of hundreds is searched from its start.
+            "hash-max-listpack-entries": "32",
         }
         command = [str(find_binary())]
         for name, value in options.items():

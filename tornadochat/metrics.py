@@ -21,6 +21,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 FOLDER = "tornadochat-metrics-"  # and the parent's process id, below the folder for temporary files
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PUBLISH_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+# Round trips that are noted between two observations; a busy worker has some thousands in a second.
+MAX_ROUND_TRIPS = 10_000
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
@@ -91,8 +93,22 @@ class Metrics:
         )
         self._transport = {name: counter(metric, text) for name, (metric, text) in TRANSPORT_COUNTERS.items()}
         self._seen: dict[tuple[int, str], int] = {}
+        self._round_trips: list[float] = []
         if generation:
             self.restarts.inc()
+
+    def published(self, seconds: float) -> None:
+        """Note the round trip of a batch; it is observed with the next ``observe_published``, since that
+        costs ten times more in between of other work."""
+        self._round_trips.append(seconds)
+        if len(self._round_trips) >= MAX_ROUND_TRIPS:
+            self.observe_published()
+
+    def observe_published(self) -> None:
+        """Carry over the round trips since the last call; called once a second."""
+        noted, self._round_trips = self._round_trips, []
+        for seconds in noted:
+            self.publish_seconds.observe(seconds)
 
     def count_transports(self, transports: list[Any]) -> None:
         """Carry over what the transports have counted since the last call."""

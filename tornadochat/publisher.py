@@ -15,14 +15,16 @@ import functools
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.resources import files
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
 
 from tornadochat.errors import Unavailable
 from tornadochat.redis_link import Link, stay_connected
+from tornadochat.worker_loop import at_end_of_turn
 
 if TYPE_CHECKING:
     from tornadochat.settings import Settings
@@ -39,7 +41,9 @@ SWEEP_SECONDS = 0.25
 ERROR_RETRY_SECONDS = 0.1
 # Typing and presence in flight; beyond it they are dropped, since the next ones are absolute again.
 MAX_EPHEMERAL = 2000
-EPOCH_BYTES = 5
+# 40 bits are eight characters in base 32. One is sent with each batch and mostly not used, so many are
+# drawn at a time.
+EPOCH_BYTES, EPOCH_CHARS, EPOCHS_AT_ONCE = 5, 8, 256
 
 
 class Outcome(NamedTuple):
@@ -98,18 +102,39 @@ class Script(NamedTuple):
     digest: str
 
     @classmethod
-    def load(cls, name: str) -> Script:
-        """The script ``scripts/<name>.lua`` of this package."""
-        source = files("tornadochat").joinpath("scripts", f"{name}.lua").read_bytes()
+    def load(cls, name: str, **constants: int | str) -> Script:
+        """The script ``scripts/<name>.lua`` of this package, with these names as locals before it."""
+        text = files("tornadochat").joinpath("scripts", f"{name}.lua").read_text("utf-8")
+        values = (f"'{value}'" if isinstance(value, str) else str(value) for value in constants.values())
+        # On the first line, so that the lines of the store's error messages are those of the file.
+        head = f"local {', '.join(constants)} = {', '.join(values)} " if constants else ""
+        source = (head + text).encode("utf-8")
         return cls(source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
 
 
-PUBLISH, READ, FIND = (Script.load(name) for name in ("publish", "read", "find"))
+READ, FIND = (Script.load(name) for name in ("read", "find"))
 
 
-def new_epoch() -> str:
-    """Eight random characters, 40 bits: two lives of one room do not share an epoch."""
-    return base64.b32encode(secrets.token_bytes(EPOCH_BYTES)).decode("ascii").lower()
+def publish_script(settings: Settings) -> Script:
+    """The script that stores and publishes, for these settings."""
+    return Script.load(
+        "publish",
+        keep=settings.history,
+        keep_seconds=settings.history_seconds,
+        keep_bytes=settings.history_bytes,
+        life=settings.history_ttl_seconds,
+        rotate_seconds=settings.repeat_window_seconds,
+        rotate_entries=settings.repeat_entries,
+        publish="PUBLISH",
+    )
+
+
+def epochs() -> Iterator[str]:
+    """Eight random characters each, 40 bits: two lives of one room do not share an epoch."""
+    while True:
+        drawn = base64.b32encode(secrets.token_bytes(EPOCH_BYTES * EPOCHS_AT_ONCE)).decode("ascii").lower()
+        for first in range(0, len(drawn), EPOCH_CHARS):
+            yield drawn[first : first + EPOCH_CHARS]
 
 
 def fingerprint_of(text: str) -> str:
@@ -141,6 +166,7 @@ class Publisher:
         self._keys_of = keys_of
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
+        self._at_end_of_turn = at_end_of_turn(self._loop)
         self._link: Link | None = None
         self._queues: dict[str, RoomQueue] = {}
         self._scheduled: list[RoomQueue] = []
@@ -150,17 +176,8 @@ class Publisher:
         self._idle: asyncio.Event | None = None  # set when a closing publisher has nothing in flight
         self._task: asyncio.Task[None] | None = None
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-        self._limits = (
-            settings.history,
-            settings.history_seconds,
-            settings.history_bytes,
-            settings.history_ttl_seconds,
-            settings.repeat_window_seconds,
-            settings.repeat_entries,
-            "P",
-        )
-
-    # The connection --------------------------------------------------------------------------------
+        self._publish_script = publish_script(settings)
+        self.epochs = epochs()
 
     def start(self) -> None:
         """Connect, and connect again whenever the connection is lost."""
@@ -185,7 +202,7 @@ class Publisher:
 
     async def _begin(self, link: Link) -> None:
         """A connection was made: the scripts must be there, then what waits goes out."""
-        for script in (PUBLISH, READ, FIND):
+        for script in (self._publish_script, READ, FIND):
             await link.ask("SCRIPT", "LOAD", script.source)
         self._link = link
         self._set_ready(True)
@@ -238,12 +255,12 @@ class Publisher:
         if queue is None:
             queue = self._queues[room] = RoomQueue(self._keys_of(room))
         self._count += 1
-        deadline = self._loop.time() + self._settings.publish_seconds
+        deadline = monotonic() + self._settings.publish_seconds
         queue.waiting.append(Waiting(f"{user_id} {message_id}", fingerprint_of(text), body, reply, deadline))
         if not queue.batch and not queue.scheduled:
             queue.scheduled = True
             if not self._scheduled:
-                self._loop.call_soon(self._send_scheduled)
+                self._at_end_of_turn(self._send_scheduled)
             self._scheduled.append(queue)
 
     def _send_scheduled(self) -> None:
@@ -264,15 +281,15 @@ class Publisher:
             if not queue.waiting:
                 return
             queue.batch = _next_batch(queue.waiting)
-            queue.fresh_epoch = new_epoch()
+            queue.fresh_epoch = next(self.epochs)
         keys = queue.keys
         arguments: list[Any] = [
-            *("EVALSHA", PUBLISH.digest, 5, *keys),
-            *(link.info.run_id, queue.fresh_epoch, *self._limits),
+            *("EVALSHA", self._publish_script.digest, 5, *keys),
+            *(link.info.run_id, queue.fresh_epoch),
         ]
         for message in queue.batch:
             arguments += message[:3]
-        link.call(functools.partial(self._replied, queue, queue.batch, self._loop.time()), *arguments)
+        link.call(functools.partial(self._replied, queue, queue.batch, monotonic()), *arguments)
 
     def _replied(self, queue: RoomQueue, batch: list[Waiting], sent: float, reply: Any) -> None:
         if queue.batch is not batch:
@@ -283,7 +300,7 @@ class Publisher:
         if isinstance(reply, Exception):
             return  # the connection is gone; the batch goes first on the next one
         if self.on_publish_seconds is not None:
-            self.on_publish_seconds(self._loop.time() - sent)
+            self.on_publish_seconds(monotonic() - sent)
         queue.batch = []
         self._count -= len(batch)
         epoch = reply[0].decode("ascii")
@@ -297,7 +314,7 @@ class Publisher:
     def _retry_after_error(self, queue: RoomQueue, batch: list[Waiting], error: Exception) -> None:
         log.warning("the store refused a batch of %d messages: %s", len(batch), error)
         if self._link is not None and str(error).startswith("NOSCRIPT"):
-            self._link.call(_ignore, "SCRIPT", "LOAD", PUBLISH.source)
+            self._link.call(_ignore, "SCRIPT", "LOAD", self._publish_script.source)
         elif self._link is not None and str(error).startswith("READONLY"):
             self._link.abort()  # it became a replica; the address leads to another primary by now
 
@@ -309,7 +326,7 @@ class Publisher:
 
     def _sweep(self) -> None:
         """Give up what has waited too long, and forget the rooms that are quiet."""
-        now = self._loop.time()
+        now = monotonic()
         for room, queue in tuple(self._queues.items()):
             if queue.batch and queue.batch[0].deadline <= now:
                 late, queue.batch = queue.batch, []
@@ -342,7 +359,7 @@ class Publisher:
             raise Unavailable("the store cannot be reached")
         self._finding += 1
         if not self._finds:
-            self._loop.call_soon(self._send_finds)
+            self._at_end_of_turn(self._send_finds)
         found = (f"{user_id} {message_id}", fingerprint_of(text), reply)
         self._finds.setdefault(room, []).append(found)
 

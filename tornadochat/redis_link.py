@@ -18,6 +18,7 @@ import hiredis
 
 from tornadochat.errors import StoreError, StoreRefused, Unavailable
 from tornadochat.store_address import Address, find_primary
+from tornadochat.worker_loop import at_end_of_turn, open_stream
 
 log = logging.getLogger("tornadochat")
 
@@ -86,9 +87,10 @@ class Link(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=NOTHING)
         self._replies: deque[Reply] = deque()
         self._out: list[bytes] = []
-        self._transport: asyncio.Transport | None = None
+        self._transport: Any = None
         self._heard = 0.0
         self._loop = asyncio.get_running_loop()
+        self._at_end_of_turn = at_end_of_turn(self._loop)
 
     async def connect(self) -> ServerInfo:
         """Connect, log in, and learn who the server is.
@@ -111,12 +113,17 @@ class Link(asyncio.Protocol):
     async def _open(self) -> None:
         address = self.address
         if address.path:
-            await self._loop.create_unix_connection(lambda: self, address.path)
+            self._made(await open_stream(self._loop, self, address.path))
             return
         self.place = address.host, address.port
         if address.sentinels is not None:
             self.place = await find_primary(address.sentinels)
-        await self._loop.create_connection(lambda: self, *self.place, ssl=address.tls)
+        self._made(await open_stream(self._loop, self, self.place, address.tls))
+
+    def _made(self, transport: Any) -> None:
+        self._transport = transport
+        self.connected = True
+        self._heard = self._loop.time()
 
     async def _greet(self) -> ServerInfo:
         address = self.address
@@ -157,7 +164,7 @@ class Link(asyncio.Protocol):
     def send(self, *command: Any) -> None:
         """Send one command whose reply is pushed, with everything else of this turn of the loop."""
         if not self._out:
-            self._loop.call_soon(self.flush)
+            self._at_end_of_turn(self.flush)
         self._out.append(hiredis.pack_command(command))
 
     def flush(self) -> None:
@@ -203,13 +210,6 @@ class Link(asyncio.Protocol):
             self._transport.abort()
 
     # asyncio.Protocol ------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See ``asyncio.Protocol``."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.connected = True
-        self._heard = self._loop.time()
 
     def data_received(self, data: bytes) -> None:
         """Hand each reply to the command it answers, and what was pushed on in one call."""

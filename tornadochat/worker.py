@@ -35,6 +35,7 @@ from tornadochat.presence import Presence
 from tornadochat.processes import give_memory_back, raise_file_limit
 from tornadochat.room import PAGE_EVENTS, Page, Room
 from tornadochat.stream_transport import Limits, StreamTransport
+from tornadochat.worker_loop import WorkerLoop, new_loop
 
 try:
     from tornadochat._reactor import Reactor
@@ -97,7 +98,8 @@ def run(
     async def serve() -> int:
         return await Worker(settings, slot, store_url, metrics_dir, generation).serve(sock, tell)
 
-    return asyncio.run(serve())
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(serve())
 
 
 class Worker:
@@ -132,7 +134,8 @@ class Worker:
         self.streams = StreamTransport(limits, **callbacks)
         self.reactor: Any = self.streams
         if self.plain_sockets:
-            self.reactor = Reactor(**callbacks, **limits._asdict())
+            poller = self.loop.poller if isinstance(self.loop, WorkerLoop) else None
+            self.reactor = Reactor(**callbacks, **limits._asdict(), poller=poller)
         self.transports: list[Any] = [self.reactor, self.streams]
         self.gateway = make_gateway(self)
         self.hub = Hub(
@@ -180,11 +183,11 @@ class Worker:
     async def serve(self, sock: socket.socket, tell: Callable[[str], object]) -> int:
         """Run until drained."""
         self.loop.add_signal_handler(signal.SIGTERM, self._stopped.set)
-        if self.plain_sockets:
+        if self.plain_sockets and not isinstance(self.loop, WorkerLoop):
             self.loop.add_reader(self.reactor.fileno(), self._poll)
             self.reactor.on_work_left = self._poll_soon
         server = self.gateway.server()
-        self.broker.on_publish_seconds = self.metrics.publish_seconds.observe
+        self.broker.on_publish_seconds = self.metrics.published
         await self.broker.start()
         self._spawn(self._keep_identity())
         self.presence.start()
@@ -484,6 +487,7 @@ class Worker:
         metrics, hub = self.metrics, self.hub
         metrics.loop_lag_seconds.observe(max(0.0, now - self._ticked - TICK_SECONDS))
         self._ticked = now
+        metrics.observe_published()
         metrics.count_transports(self.transports if self.plain_sockets else [self.streams])
         metrics.rooms.set(len(hub.rooms))
         metrics.store_up.set(self.broker.available)

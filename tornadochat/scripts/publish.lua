@@ -3,10 +3,11 @@
 -- KEYS  1 meta (hash)  2 log (stream)  3, 4 repeats, current and previous (hashes)
 --       5 channel (not a key; named here so that a cluster checks its slot)
 -- ARGV  1 run id of the server as this connection learned it   2 a fresh random epoch
---       3 events the log keeps at least   4 seconds it keeps at least   5 bytes it keeps at most
---       6 seconds before everything expires   7 seconds after which the repeats rotate
---       8 entries after which they rotate   9 S to publish to a shard's channel, P otherwise
 --       then for each message: user and id (one string), fingerprint of its text, body
+-- The settings stand before this text as locals (see Script.load), since they are the same for every batch:
+--       keep events, keep_seconds and at most keep_bytes are what the log keeps; after life seconds
+--       everything expires; after rotate_seconds or rotate_entries the repeats rotate; publish is
+--       PUBLISH, or SPUBLISH for a shard's channel.
 --
 -- Returns {epoch, seq of the newest event, then for each message its seq: positive where it was stored
 -- now, negative where an earlier try stored it, 0 where its id belongs to another text}.
@@ -14,9 +15,7 @@
 
 local meta, log, repeats, former, channel = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local run_id, fresh_epoch = ARGV[1], ARGV[2]
-local keep, keep_seconds, keep_bytes = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local life, rotate_seconds, rotate_entries = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local first = 10
+local first = 3
 
 if (#ARGV - first + 1) % 3 ~= 0 or #ARGV < first then
   return redis.error_reply('ERR a batch is user and id, fingerprint and body of each message')
@@ -29,9 +28,10 @@ end
 
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
-local found = redis.call('HMGET', meta, 'epoch', 'seq', 'run', 'ends', 'rotated', 'bytes', 'renewed')
+local found = redis.call('HMGET', meta, 'epoch', 'seq', 'run', 'ends', 'rotated', 'bytes', 'renewed', 'base')
 local epoch, seq, ends = found[1], tonumber(found[2]) or 0, found[4] or ''
 local rotated, bytes, renewed = tonumber(found[5]) or 0, tonumber(found[6]) or 0, tonumber(found[7]) or 0
+local base = tonumber(found[8]) or seq  -- newest seq when the repeats rotated last
 local former_epoch = epoch
 
 if not epoch then
@@ -55,26 +55,33 @@ elseif found[3] ~= run_id then
 end
 epoch = epoch or fresh_epoch
 
-if now_ms - rotated >= rotate_seconds * 1000 or redis.call('HLEN', repeats) >= rotate_entries then
+if now_ms - rotated >= rotate_seconds * 1000 or seq - base >= rotate_entries then
   if redis.call('EXISTS', repeats) == 1 then
     redis.call('RENAME', repeats, former)
   else
     redis.call('DEL', former)
   end
-  rotated, renewed = now_ms, 0
+  rotated, renewed, base = now_ms, 0, seq
 end
 
 local reply, bodies, added, first_seq = {epoch, 0}, {}, 0, seq + 1
 for i = first, #ARGV, 3 do
   local who, fingerprint, body = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local known = redis.call('HGET', repeats, who) or redis.call('HGET', former, who)
+  local place = string.format('%.0f', seq + 1)
+  -- One call both asks and notes; what the former repeats know is taken back.
+  local known = false
+  if redis.call('HSETNX', repeats, who, place .. ':' .. fingerprint) == 0 then
+    known = redis.call('HGET', repeats, who)
+  else
+    known = redis.call('HGET', former, who)
+    if known then redis.call('HDEL', repeats, who) end
+  end
   if known then
-    local place, print = known:match('^(%d+):(.*)$')
-    reply[#reply + 1] = print == fingerprint and -tonumber(place) or 0
+    local old, print = known:match('^(%d+):(.*)$')
+    reply[#reply + 1] = print == fingerprint and -tonumber(old) or 0
   else
     seq = seq + 1
-    redis.call('HSET', repeats, who, string.format('%.0f:', seq) .. fingerprint)
-    redis.call('XADD', log, string.format('%.0f-0', seq), 't', now_ms, 'b', body)
+    redis.call('XADD', log, place .. '-0', 't', now_ms, 'b', body)
     bodies[#bodies + 1] = struct.pack('>I4', #body) .. body
     added = added + #body
     reply[#reply + 1] = seq
@@ -84,7 +91,7 @@ reply[2] = seq
 
 local count = #bodies
 if count > 0 then
-  redis.call(ARGV[9] == 'S' and 'SPUBLISH' or 'PUBLISH', channel,
+  redis.call(publish, channel,
     'E' .. epoch .. struct.pack('>I8', first_seq) .. struct.pack('>I4', count) .. table.concat(bodies))
   bytes = bytes + added
 end
@@ -108,7 +115,8 @@ if math.floor((first_seq - 1) / 64) ~= math.floor(seq / 64) or bytes > keep_byte
 end
 
 if epoch ~= former_epoch or rotated == now_ms then
-  redis.call('HSET', meta, 'epoch', epoch, 'run', run_id, 'ends', ends, 'rotated', string.format('%.0f', rotated))
+  redis.call('HSET', meta, 'epoch', epoch, 'run', run_id, 'ends', ends,
+    'rotated', string.format('%.0f', rotated), 'base', string.format('%.0f', base))
 end
 -- Lives are renewed once a minute (or four times in a short life), not with every batch.
 if now_ms - renewed > math.min(60, life / 4) * 1000 then

@@ -1,0 +1,47 @@
+"""The one epoll of a worker; who owns what stands in ``_poller.pyx``."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+# Kinds of descriptors, in the upper bits of epoll's data; members' sockets have none of them.
+cdef enum:
+    GENERATION_BITS = 0x3FFFFFFF    # of a member's generation, in the bits above its slot
+
+cdef int64_t now_us() noexcept nogil
+
+
+cdef class Sockets:
+    """Who takes the events of members' sockets; the reactor."""
+
+    cdef void begin_turn(self, int64_t now)
+    cdef void on_events(self, uint64_t data, uint32_t events)
+    # Returns whether work is left that does not wait for events.
+    cdef bint end_turn(self, int64_t begun)
+
+
+cdef class Poller:
+    cdef readonly int epoll
+    cdef Sockets sockets            # the reactor that it was given to; None for none
+    cdef dict streams               # number -> Stream that is open
+    cdef list after                 # called at the end of the turn
+    cdef public bint interrupted    # the loop has something to do of its own
+    cdef bint work_left
+    cdef uint32_t streams_made
+    cdef unsigned char *buffer
+
+    cdef int turn(self, int pause_ms, list found) except -1
+    cdef void run_after(self)
+
+
+cdef class Stream:
+    cdef Poller poller
+    cdef object protocol            # None once it was told of the end
+    cdef list queue                 # bytes objects that wait for the socket; only while it is full
+    cdef size_t offset              # of the first of them, sent already
+    cdef int fd                     # -1 once closed
+    cdef uint32_t number
+    cdef bint writable_watched
+
+    cdef void on_events(self, uint32_t events)
+    cdef int send_queue(self) except -1
+    cdef void watch_writable(self, bint writable)
+    cdef void lose(self, object error)

@@ -1,0 +1,315 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: auto_pickle=False, autotestdict=False
+"""One epoll for everything that a worker waits for, and its turns.
+
+Members' sockets (``_reactor``), the connections to the store (``Stream``) and what asyncio itself
+watches are in it. ``worker_loop`` makes it the selector of the worker's event loop: a turn that only
+concerns members and the store is handled here and never goes through asyncio's machinery, which costs
+more than many of the callbacks. Knows no frames, no commands and no store.
+
+Only the loop's thread calls it.
+"""
+
+import logging
+import os
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdlib cimport free, malloc
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close as close_fd
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum:
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        EPOLL_CTL_MOD
+        EPOLLERR
+        EPOLLHUP
+        EPOLLIN
+        EPOLLOUT
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_NOSIGNAL
+    ssize_t send(int fd, const void *buf, size_t size, int flags)
+    ssize_t recv(int fd, void *buf, size_t size, int flags)
+
+log = logging.getLogger("tornadochat")
+
+cdef enum:
+    # One read. Level-triggered: what is left comes with the next event, after everybody's turn.
+    READ_BYTES = 65536
+    EVENTS_AT_ONCE = 256
+    # After so many events, or this time of them, fan-outs and the loop's own work get their turn.
+    EVENTS_PER_TURN = 1024
+    READ_BUDGET_US = 5000
+    LONGEST_PAUSE_MS = 86400000
+
+cdef uint64_t LOOP_BIT = <uint64_t>1 << 62    # a descriptor that the loop watches
+cdef uint64_t STREAM_BIT = <uint64_t>1 << 63
+
+
+cdef int64_t now_us() noexcept nogil:
+    cdef timespec at
+    clock_gettime(CLOCK_MONOTONIC, &at)
+    return at.tv_sec * <int64_t>1000000 + at.tv_nsec // 1000
+
+
+cdef class Sockets:
+    """See the declaration."""
+
+    cdef void begin_turn(self, int64_t now):
+        pass
+
+    cdef void on_events(self, uint64_t data, uint32_t events):
+        pass
+
+    cdef bint end_turn(self, int64_t begun):
+        return False
+
+
+@cython.final
+cdef class Poller:
+    """See the module."""
+
+    def __cinit__(self):
+        self.streams, self.after = {}, []
+        self.buffer = <unsigned char *>malloc(READ_BYTES)
+        self.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self.buffer == NULL:
+            raise MemoryError("no memory for the poller")
+        if self.epoll < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def __dealloc__(self):
+        if self.epoll >= 0:
+            close_fd(self.epoll)
+        free(self.buffer)
+
+    def watch(self, int fd, uint32_t events, bint known):
+        """Report a descriptor to the loop.
+
+        Args:
+            fd: Stays its owner's, who calls ``forget`` before closing it.
+            events: ``select.EPOLLIN`` and ``select.EPOLLOUT``.
+            known: Whether it is watched already, and only ``events`` change.
+
+        Raises:
+            OSError: epoll refuses it.
+        """
+        cdef epoll_event event
+        event.events = events
+        event.data.u64 = LOOP_BIT | <uint32_t>fd
+        if epoll_ctl(self.epoll, EPOLL_CTL_MOD if known else EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def forget(self, int fd):
+        """Report a descriptor no more; one that is closed already is no error."""
+        cdef epoll_event event
+        epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, &event)
+
+    def at_end(self, callback):
+        """Call back once everything that came in this turn is handled, before anything is waited for."""
+        self.after.append(callback)
+
+    def wait(self, timeout=None):
+        """Handle turns until the loop has something to do itself.
+
+        Args:
+            timeout: Seconds after which it has at the latest; None for any time.
+
+        Returns:
+            ``(fd, events)`` of watched descriptors; empty after ``timeout``, a signal, or when
+            ``interrupted`` was set by a callback.
+        """
+        cdef int64_t now, until = 0
+        cdef bint forever = timeout is None
+        cdef int pause
+        cdef list found = []
+        if not forever:
+            until = now_us() + <int64_t>(max(0.0, <double>timeout) * 1000000.0)
+        self.interrupted = False
+        if self.after:
+            self.run_after()
+        while True:
+            pause = 0
+            if not (self.work_left or self.interrupted or self.after):
+                pause = -1
+                if not forever:
+                    now = now_us()
+                    pause = <int>min((until - now + 999) // 1000, <int64_t>LONGEST_PAUSE_MS) if until > now else 0
+            self.turn(pause, found)
+            if self.after:
+                self.run_after()
+            if found or self.interrupted or (not forever and now_us() >= until):
+                return found
+
+    def poll(self):
+        """Handle one turn without waiting; what the loop watches is left alone.
+
+        Returns:
+            True where work is left that does not wait for events: call again soon.
+        """
+        cdef list found = []
+        self.turn(0, found)
+        if self.after:
+            self.run_after()
+        return self.work_left or bool(self.after)
+
+    cdef int turn(self, int pause_ms, list found) except -1:
+        cdef epoll_event[EVENTS_AT_ONCE] events
+        cdef int64_t begun = 0
+        cdef int ready = EVENTS_AT_ONCE, handled = 0, i
+        cdef uint64_t data
+        while ready == EVENTS_AT_ONCE and handled < EVENTS_PER_TURN:
+            with nogil:
+                ready = epoll_wait(self.epoll, events, EVENTS_AT_ONCE, pause_ms)
+            pause_ms = 0
+            if begun == 0:
+                begun = now_us()
+                if self.sockets is not None:
+                    self.sockets.begin_turn(begun)
+            if ready < 0:
+                self.interrupted = True  # a signal, whose handler is Python's
+                break
+            for i in range(ready):
+                data = events[i].data.u64
+                if data & LOOP_BIT:
+                    found.append((<int>(data & 0xFFFFFFFF), events[i].events))
+                elif data & STREAM_BIT:
+                    stream = self.streams.get(<uint32_t>(data & 0xFFFFFFFF))
+                    if stream is not None:
+                        (<Stream>stream).on_events(events[i].events)
+                elif self.sockets is not None:
+                    self.sockets.on_events(data, events[i].events)
+            handled += ready
+            if now_us() - begun > READ_BUDGET_US:
+                break
+        self.work_left = self.sockets.end_turn(begun) if self.sockets is not None else False
+        return 0
+
+    cdef void run_after(self):
+        """What is added meanwhile has its turn at the end of the next one."""
+        callbacks, self.after = self.after, []
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                log.exception("a callback at the end of a turn failed")
+
+
+@cython.final
+cdef class Stream:
+    """A connected socket of the worker's own, such as the store's; stands for an asyncio transport.
+
+    Args:
+        poller: That of the loop.
+        fd: Non-blocking and connected; owned from here on.
+        protocol: ``data_received(bytes)`` for what comes, ``connection_lost(error)`` once at the end
+            of the turn in which it ended.
+    """
+
+    def __init__(self, Poller poller not None, int fd, protocol):
+        cdef epoll_event event
+        self.poller, self.fd, self.protocol = poller, fd, protocol
+        self.queue = []
+        poller.streams_made += 1
+        self.number = poller.streams_made
+        event.events = EPOLLIN
+        event.data.u64 = STREAM_BIT | self.number
+        if epoll_ctl(poller.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, os.strerror(errno))
+        poller.streams[self.number] = self
+
+    def write(self, bytes data not None):
+        """Send at once what the socket takes, and the rest as soon as it can, in order.
+
+        What waits is bounded by its writer: who has many commands without an answer sends no more.
+        """
+        if self.fd < 0 or not data:
+            return
+        self.queue.append(data)
+        if len(self.queue) == 1:
+            self.send_queue()
+
+    def abort(self):
+        """End the connection at once; what waits is dropped."""
+        self.lose(None)
+
+    cdef int send_queue(self) except -1:
+        cdef bytes data
+        cdef ssize_t sent
+        cdef size_t size
+        cdef int fd = self.fd
+        cdef const char *raw
+        while self.queue:
+            data = self.queue[0]
+            raw = PyBytes_AS_STRING(data) + self.offset
+            size = PyBytes_GET_SIZE(data) - self.offset
+            with nogil:
+                sent = send(fd, raw, size, MSG_NOSIGNAL)
+            if sent == <ssize_t>size:
+                del self.queue[0]
+                self.offset = 0
+            elif sent >= 0:
+                self.offset += sent
+            elif errno == EAGAIN or errno == EINTR:
+                break
+            else:
+                self.lose(OSError(errno, os.strerror(errno)))
+                return 0
+        self.watch_writable(len(self.queue) > 0)
+        return 0
+
+    cdef void watch_writable(self, bint writable):
+        cdef epoll_event event
+        if writable == self.writable_watched:
+            return
+        self.writable_watched = writable
+        event.events = EPOLLIN | (EPOLLOUT if writable else 0)
+        event.data.u64 = STREAM_BIT | self.number
+        epoll_ctl(self.poller.epoll, EPOLL_CTL_MOD, self.fd, &event)
+
+    cdef void on_events(self, uint32_t events):
+        cdef ssize_t got
+        cdef int fd = self.fd
+        cdef unsigned char *buffer = self.poller.buffer
+        try:
+            if events & EPOLLOUT:
+                self.send_queue()
+            if self.fd >= 0 and events & (EPOLLIN | EPOLLERR | EPOLLHUP):
+                with nogil:
+                    got = recv(fd, buffer, READ_BYTES, 0)
+                if got > 0:
+                    self.protocol.data_received(PyBytes_FromStringAndSize(<char *>buffer, got))
+                elif got == 0:
+                    self.lose(None)
+                elif errno not in (EAGAIN, EINTR):
+                    self.lose(OSError(errno, os.strerror(errno)))
+        except Exception as error:
+            log.exception("a stream's protocol failed; its connection is closed")
+            self.lose(error)
+
+    cdef void lose(self, object error):
+        cdef epoll_event event
+        if self.fd < 0:
+            return
+        epoll_ctl(self.poller.epoll, EPOLL_CTL_DEL, self.fd, &event)
+        close_fd(self.fd)
+        self.fd = -1
+        self.queue.clear()
+        self.poller.streams.pop(self.number, None)
+        protocol, self.protocol = self.protocol, None
+        self.poller.at_end(lambda: protocol.connection_lost(error))
+        self.poller.interrupted = True
