@@ -26,7 +26,10 @@ CLIENT_FILES = ("package.json", "package-lock.json", "index.html", "vite.config.
 PARTS = {
     "_fastframe": ["tornadochat/_decoder.pxi"],
     "_poller": [],
-    "_reactor": ["tornadochat/_poller.pxd", "tornadochat/_entries.pxi", "tornadochat/_handles.pxi"],
+    "_reactor": [
+        "tornadochat/_poller.pxd",
+        *(f"tornadochat/_{part}.pxi" for part in ("entries", "fanout", "handles", "wheel", "writing")),
+    ],
 }
 
 

@@ -42,7 +42,7 @@ cdef class Connection:
         if self.conn == NULL or self.conn.fd < 0 or self.conn.flags & (CLOSE_SENT | BROKEN):
             return
         shared = copied(<unsigned char *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), opcode)
-        self.reactor.answer(self.conn, shared)
+        answer(self.reactor, self.conn, shared)
         if self.reactor.depth == 0:
             self.reactor.bury()
 
@@ -50,7 +50,7 @@ cdef class Connection:
         """Read nothing while held, so that the peer's own socket fills; what was read is handled."""
         if self.conn != NULL and self.conn.fd >= 0 and held != ((self.conn.flags & HELD) != 0):
             self.conn.flags ^= HELD
-            self.reactor.ask_epoll(self.conn)
+            ask_epoll(self.reactor, self.conn)
 
     def close(self, int code, str reason=""):
         """Start the close handshake with a code of RFC 6455 section 7.4.1."""
@@ -185,7 +185,7 @@ cdef class Channel:
                 skip = entry.next_seq - shared.first_seq
             entry.next_seq = shared.first_seq + shared.count
             reactor.deliveries_ += shared.count - skip
-            reactor.send_shared(conn, shared, shared.offsets[skip], self.channel, shared.first_seq + skip, True)
+            send_shared(reactor, conn, shared, shared.offsets[skip], self.channel, shared.first_seq + skip, True)
             if conn.replay_bytes > reactor.replay_limit // 2:
                 conn.flags |= REPLAYING
         return conn.replay_bytes
@@ -219,10 +219,10 @@ cdef class Channel:
         and pass by whoever has much waiting.
         """
         if batch.shared.first_seq:
-            self.reactor.add_job(self.channel, batch.shared, EVENTS, 0)
+            add_job(self.reactor, self.channel, batch.shared, EVENTS, 0)
         elif self.channel.jobs < PLAIN_JOBS:
-            self.reactor.add_job(self.channel, batch.shared, PLAIN, 0)
+            add_job(self.reactor, self.channel, batch.shared, PLAIN, 0)
 
     def reset(self, Batch notice not None, next_seq):
         """Send a notice to every live connection and let each go on at ``next_seq``."""
-        self.reactor.add_job(self.channel, notice.shared, RESET, next_seq)
+        add_job(self.reactor, self.channel, notice.shared, RESET, next_seq)

@@ -26,10 +26,14 @@ cdef class Poller:
     cdef public bint interrupted    # the loop has something to do of its own
     cdef bint work_left
     cdef uint32_t streams_made
+    cdef int64_t interval_us        # between two turns of a busy worker; 0 for none
+    cdef int64_t turned_us          # when the last turn began
+    cdef double load                # events of the last LOAD_US, older ones counted less and less
     cdef unsigned char *buffer
 
     cdef int turn(self, int pause_ms, list found) except -1
     cdef void run_after(self)
+    cdef void nap(self, int64_t until)
 
 
 cdef class Stream:

@@ -17,7 +17,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdlib cimport free, malloc
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.unistd cimport close as close_fd
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -55,6 +55,9 @@ cdef enum:
     EVENTS_PER_TURN = 1024
     READ_BUDGET_US = 5000
     LONGEST_PAUSE_MS = 86400000
+    # A worker is busy while more than BUSY_EVENTS come within LOAD_US: 1,500 a second.
+    LOAD_US = 10000
+    BUSY_EVENTS = 15
 
 cdef uint64_t LOOP_BIT = <uint64_t>1 << 62    # a descriptor that the loop watches
 cdef uint64_t STREAM_BIT = <uint64_t>1 << 63
@@ -81,10 +84,17 @@ cdef class Sockets:
 
 @cython.final
 cdef class Poller:
-    """See the module."""
+    """See the module.
 
-    def __cinit__(self):
+    Args:
+        interval: Seconds from one turn to the next while more than 1,500 events come in a second; 0 for
+            none. As with the interrupts of a network card, waking up costs more than most of the
+            events. Whatever comes to a worker that is not busy is handled at once.
+    """
+
+    def __cinit__(self, double interval=0.0):
         self.streams, self.after = {}, []
+        self.interval_us = <int64_t>(interval * 1000000.0)
         self.buffer = <unsigned char *>malloc(READ_BYTES)
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.buffer == NULL:
@@ -149,6 +159,8 @@ cdef class Poller:
                 if not forever:
                     now = now_us()
                     pause = <int>min((until - now + 999) // 1000, <int64_t>LONGEST_PAUSE_MS) if until > now else 0
+                if pause and self.interval_us and self.load > BUSY_EVENTS:
+                    self.nap(self.turned_us + self.interval_us)
             self.turn(pause, found)
             if self.after:
                 self.run_after()
@@ -178,6 +190,8 @@ cdef class Poller:
             pause_ms = 0
             if begun == 0:
                 begun = now_us()
+                self.load *= LOAD_US / <double>(LOAD_US + begun - self.turned_us)
+                self.turned_us = begun
                 if self.sockets is not None:
                     self.sockets.begin_turn(begun)
             if ready < 0:
@@ -194,10 +208,22 @@ cdef class Poller:
                 elif self.sockets is not None:
                     self.sockets.on_events(data, events[i].events)
             handled += ready
+            self.load += ready
             if now_us() - begun > READ_BUDGET_US:
                 break
         self.work_left = self.sockets.end_turn(begun) if self.sockets is not None else False
         return 0
+
+    cdef void nap(self, int64_t until):
+        """Let more come in; at most one interval long, which the loop's timers may be late by."""
+        cdef int64_t left = until - now_us()
+        cdef timespec time
+        if left <= 0:
+            return
+        time.tv_sec = 0
+        time.tv_nsec = min(left, self.interval_us) * 1000
+        with nogil:
+            nanosleep(&time, NULL)
 
     cdef void run_after(self):
         """What is added meanwhile has its turn at the end of the next one."""

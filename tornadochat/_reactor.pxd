@@ -134,32 +134,6 @@ cdef class Reactor(Sockets):
     cdef void finish_close(self, conn_t *conn)
     cdef void close_now(self, conn_t *conn, uint32_t code)
     cdef void tell_gaps(self, conn_t *conn)
-    cdef void answer(self, conn_t *conn, shared_t *shared)
     cdef void close_broken(self)
     cdef void bury(self)
-    cdef void run_jobs(self, channel_t *channel, int64_t budget_us)
-    cdef void add_job(self, channel_t *channel, shared_t *shared, uint8_t kind, uint64_t next_seq)
-    cdef bint walk(self, channel_t *channel, int64_t until) noexcept nogil
-    cdef void deliver(self, channel_t *channel, job_t *job, entry_t *entry) noexcept nogil
-    cdef void send_shared(
-        self, conn_t *conn, shared_t *shared, uint32_t start, channel_t *channel, uint64_t first_seq, bint replayed
-    ) noexcept nogil
-    cdef int enqueue(
-        self, conn_t *conn, shared_t *shared, uint32_t start, uint32_t sent, channel_t *channel,
-        uint64_t first_seq, bint replayed
-    ) noexcept nogil
-    cdef void drop_answers(self, conn_t *conn) noexcept nogil
-    cdef void forget(self, conn_t *conn, segment_t *segment) noexcept nogil
-    cdef void advance(self, conn_t *conn, segment_t *segment, uint32_t sent) noexcept nogil
-    cdef bint cut(self, conn_t *conn, segment_t *segment) noexcept nogil
-    cdef void note_gap(self, conn_t *conn, channel_t *channel, uint64_t seq) noexcept nogil
-    cdef void leave_for_later(self, channel_t *channel)
-    cdef int flush(self, conn_t *conn) noexcept nogil
-    cdef void drop_segments(self, conn_t *conn, bint answers_too) noexcept nogil
-    cdef void watch(self, conn_t *conn, bint writable) noexcept nogil
-    cdef void ask_epoll(self, conn_t *conn) noexcept nogil
     cdef void mark_broken(self, conn_t *conn) noexcept nogil
-    cdef void schedule(self, conn_t *conn, uint32_t due) noexcept nogil
-    cdef void unschedule(self, conn_t *conn) noexcept nogil
-    cdef void check_time(self, conn_t *conn, uint32_t now)
-    cdef int walk_left(self) except -1

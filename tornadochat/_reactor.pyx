@@ -319,7 +319,7 @@ cdef class Reactor(Sockets):
         self.random_state ^= self.random_state >> 7
         self.random_state ^= self.random_state << 17
         conn.heard -= <uint32_t>(self.random_state % self.ping_after)
-        self.schedule(conn, conn.heard + self.ping_after)
+        schedule(self, conn, conn.heard + self.ping_after)
         return connection
 
     cdef int take_slot(self, conn_t *conn) except -1:
@@ -397,7 +397,7 @@ cdef class Reactor(Sockets):
     cdef bint end_turn(self, int64_t begun):
         cdef int64_t held
         while self.first_walk != NULL and now_us() - begun < WALK_BUDGET_US:
-            self.walk_left()
+            walk_left(self)
         self.close_broken()
         self.depth -= 1
         self.bury()
@@ -445,7 +445,7 @@ cdef class Reactor(Sockets):
             elif found == DECODED_PING:
                 if not conn.flags & CLOSE_SENT:
                     pong = copied(frame.payload, frame.size, 0xA)
-                    self.answer(conn, pong)
+                    answer(self, conn, pong)
             elif found == DECODED_CLOSE:
                 self.peer_closed(conn, frame.code)
                 return
@@ -471,11 +471,11 @@ cdef class Reactor(Sockets):
     cdef void on_writable(self, conn_t *conn):
         cdef int left
         with nogil:
-            left = self.flush(conn)
+            left = flush(self, conn)
         if left < 0:
             self.close_now(conn, conn.close_code)
         elif left == 0:
-            self.watch(conn, False)
+            watch(self, conn, False)
             if conn.flags & CLOSE_SENT:
                 self.finish_close(conn)
             elif conn.flags & GAPPED:
@@ -535,9 +535,9 @@ cdef class Reactor(Sockets):
         if shared == NULL:
             self.close_now(conn, code)
             return
-        self.send_shared(conn, shared, 0, NULL, 0, False)
+        send_shared(self, conn, shared, 0, NULL, 0, False)
         shared_release(shared)
-        self.schedule(conn, now_s() + self.close_after)
+        schedule(self, conn, now_s() + self.close_after)
         if conn.flags & BROKEN:
             return
         if conn.first == NULL and conn.flags & FAILED:
@@ -572,8 +572,8 @@ cdef class Reactor(Sockets):
         self.depth -= 1
         while conn.room_count:
             leave_channel(conn, conn.rooms[conn.room_count - 1].channel)
-        self.unschedule(conn)
-        self.drop_segments(conn, True)
+        unschedule(self, conn)
+        drop_segments(self, conn, True)
         self.give_slot(conn.slot)
         decoder_free(&conn.decoder)
         connection.conn = NULL
@@ -630,345 +630,6 @@ cdef class Reactor(Sockets):
         self.depth -= 1
         self.bury()
 
-    # Writing --------------------------------------------------------------------------------------
-
-    cdef void answer(self, conn_t *conn, shared_t *shared):
-        """Send an answer or control frame; takes the reference over."""
-        cdef uint32_t size
-        if shared == NULL:
-            self.mark_broken(conn)
-            return
-        size = <uint32_t>shared.size
-        if conn.answer_bytes + size > self.max_answer and conn.first != NULL:
-            shared_release(shared)
-            self.drop_segments(conn, False)
-            self.drop_answers(conn)
-            self.start_close(conn, 1013, "answers are not being read")
-            return
-        self.send_shared(conn, shared, 0, NULL, 0, False)
-        shared_release(shared)
-
-    cdef void drop_answers(self, conn_t *conn) noexcept nogil:
-        """Forget the answers that are queued, but finish the frame in progress."""
-        cdef segment_t *segment = conn.first
-        cdef segment_t *following
-        if segment == NULL:
-            return
-        if segment.begun:
-            following = segment.next
-            segment.next = NULL
-            conn.last = segment
-        else:
-            following = segment
-            conn.first = conn.last = NULL
-        while following != NULL:
-            segment = following
-            following = segment.next
-            self.forget(conn, segment)
-
-    cdef void forget(self, conn_t *conn, segment_t *segment) noexcept nogil:
-        """Free one queued segment that is out of the queue."""
-        cdef uint32_t size = segment.end - segment.start
-        if segment.channel == NULL:
-            conn.answer_bytes -= size
-        else:
-            conn.room_bytes -= size
-            conn.replay_bytes -= size if segment.replayed else 0
-            channel_release(segment.channel)
-        shared_release(segment.shared)
-        free(segment)
-
-    cdef void watch(self, conn_t *conn, bint writable) noexcept nogil:
-        if writable != ((conn.flags & WRITABLE_WATCHED) != 0):
-            conn.flags ^= WRITABLE_WATCHED
-            self.ask_epoll(conn)
-
-    cdef void ask_epoll(self, conn_t *conn) noexcept nogil:
-        cdef epoll_event event
-        event.events = (0 if conn.flags & HELD else EPOLLIN) | (EPOLLOUT if conn.flags & WRITABLE_WATCHED else 0)
-        event.data.u64 = event_data(conn)
-        epoll_ctl(self.epoll, EPOLL_CTL_MOD, conn.fd, &event)
-
-    cdef void send_shared(
-        self, conn_t *conn, shared_t *shared, uint32_t start, channel_t *channel, uint64_t first_seq, bint replayed
-    ) noexcept nogil:
-        """Send shared.data from ``start`` on: at once if nothing is queued, the rest when it can."""
-        cdef ssize_t sent = 0
-        if conn.fd < 0 or conn.flags & (BROKEN | SHUT):
-            return
-        if conn.first == NULL:
-            sent = send(conn.fd, shared.data + start, shared.size - start, MSG_NOSIGNAL)
-            if sent == <ssize_t>(shared.size - start):
-                self.bytes_sent_ += sent
-                return
-            if sent < 0:
-                if errno != EAGAIN and errno != EINTR:
-                    self.mark_broken(conn)
-                    return
-                sent = 0
-            self.bytes_sent_ += sent
-            conn.progress = now_s()
-        if self.enqueue(conn, shared, start, <uint32_t>sent, channel, first_seq, replayed):
-            self.mark_broken(conn)
-            return
-        self.watch(conn, True)
-        if channel != NULL and conn.room_bytes > self.max_backlog:
-            self.drop_segments(conn, False)
-
-    cdef int enqueue(
-        self, conn_t *conn, shared_t *shared, uint32_t start, uint32_t sent, channel_t *channel,
-        uint64_t first_seq, bint replayed
-    ) noexcept nogil:
-        """Keep a reference to what is still to be sent; 0, or -1 when there is no memory."""
-        cdef segment_t *segment = <segment_t *>malloc(sizeof(segment_t))
-        cdef uint32_t size
-        if segment == NULL:
-            return -1
-        shared_retain(shared)
-        segment.next = NULL
-        segment.shared = shared
-        segment.channel = channel
-        segment.start = start + sent
-        segment.end = <uint32_t>shared.size
-        segment.first_seq = first_seq
-        segment.replayed = replayed
-        segment.begun = sent > 0
-        size = segment.end - segment.start
-        if channel == NULL:
-            conn.answer_bytes += size
-        else:
-            channel.references += 1
-            conn.room_bytes += size
-            conn.replay_bytes += size if replayed else 0
-        if conn.last == NULL:
-            conn.first = segment
-            if self.stuck_after < WHEEL_SLOTS and conn.due > conn.progress + self.stuck_after:
-                self.schedule(conn, conn.progress + self.stuck_after)
-        else:
-            conn.last.next = segment
-        conn.last = segment
-        return 0
-
-    cdef int flush(self, conn_t *conn) noexcept nogil:
-        """Write what is queued; 0 when all is out, 1 when some is left, -1 when the socket failed."""
-        cdef iovec[MAX_IOV] parts
-        cdef msghdr message
-        cdef segment_t *segment
-        cdef ssize_t sent
-        cdef uint32_t size
-        while conn.first != NULL:
-            memset(&message, 0, sizeof(message))
-            message.msg_iov = parts
-            segment = conn.first
-            while segment != NULL and message.msg_iovlen < MAX_IOV:
-                parts[message.msg_iovlen].iov_base = segment.shared.data + segment.start
-                parts[message.msg_iovlen].iov_len = segment.end - segment.start
-                message.msg_iovlen += 1
-                segment = segment.next
-            sent = sendmsg(conn.fd, &message, MSG_NOSIGNAL)
-            if sent < 0:
-                if errno == EAGAIN or errno == EINTR:
-                    return 1
-                return -1
-            self.bytes_sent_ += sent
-            conn.progress = now_s()
-            while conn.first != NULL:
-                segment = conn.first
-                size = segment.end - segment.start
-                if <uint64_t>sent < size:
-                    if sent:
-                        self.advance(conn, segment, <uint32_t>sent)
-                    break
-                sent -= size
-                conn.first = segment.next
-                if conn.first == NULL:
-                    conn.last = NULL
-                self.forget(conn, segment)
-        return 0
-
-    cdef void advance(self, conn_t *conn, segment_t *segment, uint32_t sent) noexcept nogil:
-        segment.start += sent
-        segment.begun = 1
-        if segment.channel == NULL:
-            conn.answer_bytes -= sent
-        else:
-            conn.room_bytes -= sent
-            conn.replay_bytes -= sent if segment.replayed else 0
-
-    cdef void drop_segments(self, conn_t *conn, bint answers_too) noexcept nogil:
-        """Drop the queued room events behind the frame in progress, and note the gap; with
-        ``answers_too`` the whole queue is freed and nothing is noted."""
-        cdef segment_t *segment = conn.first
-        cdef segment_t *following
-        conn.first = conn.last = NULL
-        while segment != NULL:
-            following = segment.next
-            segment.next = NULL
-            if not answers_too and (segment.channel == NULL or self.cut(conn, segment)):
-                if conn.last == NULL:
-                    conn.first = segment
-                else:
-                    conn.last.next = segment
-                conn.last = segment
-            else:
-                if not answers_too:
-                    self.drops_ += 1
-                    self.note_gap(conn, segment.channel, segment.first_seq)
-                self.forget(conn, segment)
-            segment = following
-
-    cdef bint cut(self, conn_t *conn, segment_t *segment) noexcept nogil:
-        """End a segment behind the frame in progress; False where none has begun."""
-        cdef shared_t *shared = segment.shared
-        cdef uint32_t i = 0, dropped
-        if not segment.begun:
-            return False
-        while i < shared.count and shared.offsets[i] < segment.start:
-            i += 1
-        if shared.offsets[i] < segment.end:
-            dropped = segment.end - shared.offsets[i]
-            segment.end = shared.offsets[i]
-            conn.room_bytes -= dropped
-            conn.replay_bytes -= dropped if segment.replayed else 0
-            self.drops_ += 1
-            self.note_gap(conn, segment.channel, shared.first_seq + i if shared.first_seq else 0)
-        return True
-
-    cdef void note_gap(self, conn_t *conn, channel_t *channel, uint64_t seq) noexcept nogil:
-        """The first event that is dropped in a room is where its next join continues."""
-        cdef entry_t *entry
-        if seq == 0:
-            return
-        entry = find_entry(conn, channel)
-        if entry != NULL and entry.state != GAP:
-            entry.state = GAP
-            entry.next_seq = seq
-            conn.flags |= GAPPED
-
-    # Fan-out --------------------------------------------------------------------------------------
-
-    cdef void add_job(self, channel_t *channel, shared_t *shared, uint8_t kind, uint64_t next_seq):
-        """Queue a batch behind those of its room, and walk as far as the budget allows."""
-        cdef job_t *job = <job_t *>malloc(sizeof(job_t))
-        cdef int64_t begin
-        if job == NULL:
-            raise MemoryError("no memory for a batch on its way")
-        channel.jobs += 1
-        shared_retain(shared)
-        job.next = NULL
-        job.shared = shared
-        job.kind = kind
-        job.next_seq = next_seq
-        if channel.last_job == NULL:
-            channel.first_job = job
-        else:
-            channel.last_job.next = job
-        channel.last_job = job
-        if channel.walking:
-            return
-        begin = now_us()
-        if begin - self.last_walk_us > LOOP_TURN_US:
-            self.spent_us = 0
-        if self.spent_us < WALK_BUDGET_US:
-            self.run_jobs(channel, WALK_BUDGET_US - self.spent_us)
-            self.last_walk_us = now_us()
-            self.spent_us += self.last_walk_us - begin
-            if self.spent_us > self.longest_hold:
-                self.longest_hold = self.spent_us
-        if channel.first_job != NULL and not channel.walking:
-            self.leave_for_later(channel)
-        if self.depth == 0:
-            self.bury()
-
-    cdef void leave_for_later(self, channel_t *channel):
-        channel.walking = True
-        channel.next_walk = NULL
-        channel.references += 1
-        if self.last_walk == NULL:
-            self.first_walk = channel
-            self.poller.work_left = True
-            if self.on_work_left is not None:
-                self.on_work_left()
-        else:
-            self.last_walk.next_walk = channel
-        self.last_walk = channel
-
-    cdef int walk_left(self) except -1:
-        """Go on with the walk that waits longest, for one slice."""
-        cdef channel_t *channel = self.first_walk
-        self.first_walk = channel.next_walk
-        if self.first_walk == NULL:
-            self.last_walk = NULL
-        self.run_jobs(channel, WALK_SLICE_US)  # still marked as walking: what comes meanwhile queues
-        if channel.first_job != NULL:
-            channel.next_walk = NULL
-            if self.last_walk == NULL:
-                self.first_walk = channel
-            else:
-                self.last_walk.next_walk = channel
-            self.last_walk = channel
-        else:
-            channel.walking = False
-            channel_release(channel)
-        return 0
-
-    cdef void run_jobs(self, channel_t *channel, int64_t budget_us):
-        cdef int64_t until = now_us() + budget_us
-        channel.references += 1
-        with nogil:
-            self.walk(channel, until)
-        self.close_broken()
-        channel_release(channel)
-
-    cdef bint walk(self, channel_t *channel, int64_t until) noexcept nogil:
-        """Go on with a room's batches, in order; True once all are out."""
-        cdef job_t *job
-        cdef int looked = 0
-        while channel.first_job != NULL:
-            job = channel.first_job
-            while channel.cursor < channel.size:
-                if looked == SENDS_PER_LOOK:
-                    looked = 0
-                    if now_us() > until:
-                        return False
-                if channel.entries[channel.cursor].conn != NULL:
-                    self.deliver(channel, job, &channel.entries[channel.cursor])
-                    looked += 1
-                channel.cursor += 1
-            channel.cursor = 0
-            channel.first_job = job.next
-            if channel.first_job == NULL:
-                channel.last_job = NULL
-            if job.kind == EVENTS:
-                channel.walked_seq = job.shared.first_seq + job.shared.count - 1
-            channel.jobs -= 1
-            shared_release(job.shared)
-            free(job)
-        compact(channel)
-        return True
-
-    cdef void deliver(self, channel_t *channel, job_t *job, entry_t *entry) noexcept nogil:
-        """One member's share of a batch."""
-        cdef shared_t *shared = job.shared
-        cdef conn_t *conn = entry.conn
-        cdef uint64_t skip = 0
-        if conn.flags & CLOSE_SENT:
-            return
-        if job.kind == PLAIN:
-            if conn.room_bytes + conn.answer_bytes <= PLAIN_BACKLOG:
-                self.send_shared(conn, shared, 0, channel, 0, False)
-        elif entry.state != LIVE:
-            return
-        elif job.kind == RESET:
-            entry.next_seq = job.next_seq
-            self.send_shared(conn, shared, 0, NULL, 0, False)
-        elif entry.next_seq < shared.first_seq + shared.count:
-            if entry.next_seq > shared.first_seq:
-                skip = entry.next_seq - shared.first_seq
-            entry.next_seq = shared.first_seq + shared.count
-            self.deliveries_ += shared.count - skip
-            self.send_shared(conn, shared, shared.offsets[skip], channel, shared.first_seq + skip, False)
-
     # Timers ---------------------------------------------------------------------------------------
 
     def tick(self, double now):
@@ -988,7 +649,7 @@ cdef class Reactor(Sockets):
             while conn != NULL:
                 following = conn.wheel_next
                 if conn.due <= until:
-                    self.check_time(conn, until)
+                    check_time(self, conn, until)
                 conn = following
             self.wheel_at += 1
         self.wheel_at = until  # this second may not be over
@@ -996,57 +657,8 @@ cdef class Reactor(Sockets):
         self.depth -= 1
         self.bury()
 
-    cdef void check_time(self, conn_t *conn, uint32_t now):
-        """Ping, end, or look again later. Closes no connection but this one."""
-        cdef uint32_t silent = now - conn.heard if now > conn.heard else 0
-        if conn.flags & CLOSE_SENT:
-            self.mark_broken(conn)
-            self.unschedule(conn)
-        elif conn.first != NULL and now >= conn.progress + self.stuck_after:
-            self.start_close(conn, 1013, "the connection is stuck")
-        elif conn.first != NULL:
-            # What the socket takes the peer has read: it lives, or the time for stuck members ends it.
-            conn.flags &= ~<uint32_t>PINGED
-            self.schedule(conn, conn.progress + self.stuck_after)
-        elif conn.flags & PINGED and silent >= self.ping_after + self.pong_after:
-            self.mark_broken(conn)
-            self.unschedule(conn)
-        elif conn.flags & PINGED:
-            self.schedule(conn, conn.heard + self.ping_after + self.pong_after)
-        elif silent >= self.ping_after:
-            conn.flags |= PINGED
-            self.send_shared(conn, self.ping, 0, NULL, 0, False)
-            self.schedule(conn, now + self.pong_after)
-        else:
-            self.schedule(conn, conn.heard + self.ping_after)
 
-    cdef void schedule(self, conn_t *conn, uint32_t due) noexcept nogil:
-        """Let the wheel look at a connection at this second, or a turn of the wheel from now."""
-        cdef uint32_t slot
-        self.unschedule(conn)
-        if due >= self.wheel_at + WHEEL_SLOTS:
-            due = self.wheel_at + WHEEL_SLOTS - 1
-        if due <= self.wheel_at:
-            due = self.wheel_at + 1
-        conn.due = due
-        slot = due % WHEEL_SLOTS
-        conn.wheel_previous = NULL
-        conn.wheel_next = self.wheel[slot]
-        if conn.wheel_next != NULL:
-            conn.wheel_next.wheel_previous = conn
-        self.wheel[slot] = conn
-
-    cdef void unschedule(self, conn_t *conn) noexcept nogil:
-        if conn.due == 0:
-            return
-        if conn.wheel_previous != NULL:
-            conn.wheel_previous.wheel_next = conn.wheel_next
-        else:
-            self.wheel[conn.due % WHEEL_SLOTS] = conn.wheel_next
-        if conn.wheel_next != NULL:
-            conn.wheel_next.wheel_previous = conn.wheel_previous
-        conn.wheel_next = conn.wheel_previous = NULL
-        conn.due = 0
-
-
+include "_writing.pxi"
+include "_fanout.pxi"
+include "_wheel.pxi"
 include "_handles.pxi"

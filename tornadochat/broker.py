@@ -238,7 +238,13 @@ class Broker:
         keys = self.keys_of(room)
         return (
             *("EVALSHA", READ.digest, 2, keys.meta, keys.log),
-            *(self._publisher.run_id, next(self._publisher.epochs), self.settings.history_ttl_seconds, start_seq, limit),
+            *(
+                self._publisher.run_id,
+                next(self._publisher.epochs),
+                self.settings.history_ttl_seconds,
+                start_seq,
+                limit,
+            ),
         )
 
 

@@ -98,7 +98,8 @@ def run(
     async def serve() -> int:
         return await Worker(settings, slot, store_url, metrics_dir, generation).serve(sock, tell)
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
+    interval = settings.turn_interval_ms / 1000
+    with asyncio.Runner(loop_factory=lambda: new_loop(interval)) as runner:
         return runner.run(serve())
 
 

@@ -15,12 +15,15 @@ import select
 import selectors
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextvars import Context
+from typing import Any, TypeVarTuple
 
 try:
     from tornadochat._poller import Poller, Stream
 except ImportError:  # systems without epoll
     Poller = None  # type: ignore[assignment, misc]
+
+Args = TypeVarTuple("Args")
 
 
 class PollerSelector(selectors.BaseSelector):
@@ -79,35 +82,41 @@ class PollerSelector(selectors.BaseSelector):
 
 
 class WorkerLoop(asyncio.SelectorEventLoop):
-    """See the module. To be made in the process that runs it: an epoll must not be shared by a fork."""
+    """See the module. To be made in the process that runs it: an epoll must not be shared by a fork.
 
-    def __init__(self) -> None:
-        self.poller = Poller()
+    Args:
+        turn_interval: See ``Poller``.
+    """
+
+    def __init__(self, turn_interval: float = 0.0) -> None:
+        self.poller = Poller(turn_interval)
         super().__init__(PollerSelector(self.poller))
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon(
+        self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
+    ) -> asyncio.Handle:
         """See ``asyncio.AbstractEventLoop``."""
         self.poller.interrupted = True
         return super().call_soon(callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
+        self, when: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See ``asyncio.AbstractEventLoop``."""
         self.poller.interrupted = True  # it may be due before what the selector waits for
         return super().call_at(when, callback, *args, context=context)
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
+        self, delay: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See ``asyncio.AbstractEventLoop``."""
         self.poller.interrupted = True
         return super().call_later(delay, callback, *args, context=context)
 
 
-def new_loop() -> asyncio.AbstractEventLoop:
+def new_loop(turn_interval: float = 0.0) -> asyncio.AbstractEventLoop:
     """The loop of a worker: a ``WorkerLoop`` where there is epoll, else asyncio's."""
-    return asyncio.new_event_loop() if Poller is None else WorkerLoop()
+    return asyncio.new_event_loop() if Poller is None else WorkerLoop(turn_interval)
 
 
 def at_end_of_turn(loop: asyncio.AbstractEventLoop) -> Callable[[Callable[[], object]], object]:
