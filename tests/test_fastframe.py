@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -239,3 +240,37 @@ def test_nobody_makes_a_batch_by_hand() -> None:
 def test_a_close_reason_is_cut_at_a_whole_character() -> None:
     frame = encode_close(1000, "€" * 50)
     assert len(frame) == 2 + 2 + 123 and frame[4:].decode() == "€" * 41
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_batch_whose_seqs_go_beyond_64_bits_is_refused(count: int) -> None:
+    bodies = [b'{"a":1}'] * count
+    assert encode_events((1 << 64) - 1 - count, bodies).last_seq == (1 << 64) - 2
+    with pytest.raises(ValueError, match="2\\*\\*64"):
+        encode_events((1 << 64) - count, bodies)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda nothing: encode_events(1, [nothing]),
+        lambda nothing: encode_plain([nothing]),
+        lambda nothing: encode_published([nothing]),
+        lambda nothing: published_bodies(nothing),
+        lambda nothing: published_header(nothing),
+        lambda nothing: encode_frame(OP_TEXT, nothing),
+        lambda nothing: FrameDecoder(10).feed(nothing),
+    ],
+)
+def test_none_is_refused_where_bytes_are_wanted(call: Callable[[None], object]) -> None:
+    with pytest.raises(TypeError):
+        call(None)
+
+
+def test_bodies_may_come_from_an_iterator() -> None:
+    """They are walked twice, and the second walk found nothing."""
+    bodies = [b'{"a":1}', b'{"b":2}']
+    assert encode_events(1, iter(bodies)).frames(2) == encode_events(2, bodies[1:]).frames()
+    assert encode_plain(iter(bodies)).frames() == encode_plain(bodies).frames()
+    published = [pack_published(b"abcdefgh", 1, bodies)]
+    assert encode_published(iter(published)).frames() == encode_events(1, bodies).frames()

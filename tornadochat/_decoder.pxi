@@ -319,7 +319,7 @@ cdef class FrameDecoder:
     def __dealloc__(self):
         decoder_free(&self.decoder)
 
-    def feed(self, bytes data):
+    def feed(self, bytes data not None):
         """Use bytes; returns the whole messages and control frames among them, in order.
 
         Returns:

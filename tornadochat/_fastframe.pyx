@@ -183,6 +183,13 @@ cdef inline bint is_body(const unsigned char *body, size_t size) noexcept nogil:
     return size >= 3 and body[0] == 123 and body[1] != 125
 
 
+cdef inline Py_ssize_t size_of(bytes body) except -1:
+    """Bytes of a body out of a sequence, where Cython's type lets None pass."""
+    if body is None:
+        raise TypeError("a body is bytes, not None")
+    return PyBytes_GET_SIZE(body)
+
+
 cdef Batch new_batch(size_t size, uint64_t first_seq, size_t count):
     if size > MAX_BATCH_BYTES or count >= MAX_BATCH_BYTES:
         raise ValueError(f"a batch of {size} bytes is too large; its limit is {MAX_BATCH_BYTES}")
@@ -192,7 +199,7 @@ cdef Batch new_batch(size_t size, uint64_t first_seq, size_t count):
     return Batch.adopt(shared)
 
 
-def encode_frame(int opcode, bytes payload, mask=None, bint fin=True):
+def encode_frame(int opcode, bytes payload not None, mask=None, bint fin=True):
     """One frame of RFC 6455 section 5.2.
 
     Args:
@@ -221,7 +228,7 @@ def encode_frame(int opcode, bytes payload, mask=None, bint fin=True):
     return PyBytes_FromStringAndSize(<char *>head, used) + key + masked
 
 
-def encode_close(int code, str reason="", mask=None):
+def encode_close(int code, str reason not None="", mask=None):
     """A close frame; a reason beyond 123 bytes of UTF-8 is cut (RFC 6455 section 5.5)."""
     text = reason.encode("utf-8")[:123].decode("utf-8", "ignore").encode("utf-8")
     return encode_frame(OP_CLOSE, bytes((code >> 8, code & 0xFF)) + text, mask)
@@ -235,16 +242,19 @@ def encode_events(first_seq, bodies):
         bodies: UTF-8 JSON objects with at least one member and without ``seq``.
 
     Raises:
-        ValueError: There is no body, or one is no such object.
+        ValueError: There is no body, one is no such object, or their seqs go beyond 64 bits.
     """
     cdef uint64_t first = first_seq, seq
     cdef size_t size = 0, used = 0, payload
     cdef uint32_t count = 0
     cdef bytes body
-    if first == 0 or not bodies:
+    cdef list counted = list(bodies)  # both passes see the same
+    if first == 0 or not counted:
         raise ValueError("a batch has at least one event and its first seq is at least 1")
-    for body in bodies:
-        payload = PyBytes_GET_SIZE(body)
+    if first + <uint64_t>len(counted) < first:
+        raise ValueError("a seq is below 2**64 - 1")
+    for body in counted:
+        payload = size_of(body)
         if not is_body(<unsigned char *>PyBytes_AS_STRING(body), payload):
             raise ValueError("a body is a JSON object with at least one member")
         payload = event_size(payload, first + count)
@@ -253,7 +263,7 @@ def encode_events(first_seq, bodies):
     cdef Batch batch = new_batch(size, first, count)
     seq = first
     count = 0
-    for body in bodies:
+    for body in counted:
         used += put_event(
             batch.shared.data + used,
             <unsigned char *>PyBytes_AS_STRING(body),
@@ -271,13 +281,14 @@ def encode_plain(bodies):
     cdef size_t size = 0, used = 0, payload
     cdef uint32_t count = 0
     cdef bytes body
-    for body in bodies:
-        payload = PyBytes_GET_SIZE(body)
+    cdef list counted = list(bodies)  # both passes see the same
+    for body in counted:
+        payload = size_of(body)
         size += payload + header_size(payload)
         count += 1
     cdef Batch batch = new_batch(size, 0, count)
     count = 0
-    for body in bodies:
+    for body in counted:
         payload = PyBytes_GET_SIZE(body)
         used += put_header(batch.shared.data + used, 0x1, payload)
         memcpy(batch.shared.data + used, PyBytes_AS_STRING(body), payload)
@@ -297,7 +308,7 @@ cdef inline uint64_t read_number(const unsigned char *at, int size) noexcept nog
     return value
 
 
-def pack_published(bytes epoch, first_seq, bodies):
+def pack_published(bytes epoch not None, first_seq, bodies):
     """The payload that the store's script publishes for a batch, see ``encode_published``."""
     if len(epoch) != EPOCH_BYTES:
         raise ValueError("an epoch has eight characters")
@@ -308,7 +319,7 @@ def pack_published(bytes epoch, first_seq, bodies):
     return b"".join(parts)
 
 
-def published_header(bytes payload):
+def published_header(bytes payload not None):
     """Epoch, first seq and number of events of a published batch, its bodies not looked at.
 
     Raises:
@@ -326,7 +337,7 @@ def published_header(bytes payload):
 cdef object walk_published(bytes payload, uint64_t start, size_t *size, uint64_t *first, uint64_t *count):
     """Check one payload whole; adds the frame bytes of its events from ``start`` on to ``size``."""
     cdef unsigned char *data = <unsigned char *>PyBytes_AS_STRING(payload)
-    cdef size_t total = PyBytes_GET_SIZE(payload), at = PUBLISHED_HEAD, body, event
+    cdef size_t total = size_of(payload), at = PUBLISHED_HEAD, body, event
     cdef uint64_t seq, left
     published_header(payload)
     first[0] = seq = read_number(data + 9, 8)
@@ -350,7 +361,7 @@ cdef object walk_published(bytes payload, uint64_t start, size_t *size, uint64_t
         raise ValueError("a published batch has bytes behind its last event")
 
 
-def published_bodies(bytes payload):
+def published_bodies(bytes payload not None):
     """The bodies of a published batch, checked whole.
 
     Raises:
@@ -386,8 +397,9 @@ def encode_published(payloads, start_seq=0):
     cdef uint64_t start = start_seq, next_seq = 0, first = 0, count = 0, seq, events = 0
     cdef size_t size = 0, used = 0, at, body
     cdef bytes payload
+    cdef list counted = list(payloads)  # both passes see the same
     cdef unsigned char *data
-    for payload in payloads:
+    for payload in counted:
         walk_published(payload, max(start, next_seq), &size, &first, &count)
         if next_seq == 0:
             start = max(start, first)
@@ -399,7 +411,7 @@ def encode_published(payloads, start_seq=0):
         raise ValueError("no event is left to encode")
     cdef Batch batch = new_batch(size, start, <size_t>(next_seq - start))
     next_seq = start
-    for payload in payloads:
+    for payload in counted:
         data = <unsigned char *>PyBytes_AS_STRING(payload)
         seq = read_number(data + 9, 8)
         count = read_number(data + 17, 4)
