@@ -8,6 +8,8 @@ ARGS ?=
 CASES ?=
 # The long run that breaks things, like FAULTS="--clients 100 --seed 7".
 FAULTS ?=
+# How long the fuzzer searches.
+SECONDS ?= 60
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +21,7 @@ PACKAGE := setup.py pyproject.toml MANIFEST.in $(wildcard tornadochat/*.py torna
 	tornadochat/*.pyi tornadochat/*.json tornadochat/scripts/*.lua)
 CLIENT := $(shell find webapp/src webapp/public -type f 2>/dev/null) $(wildcard webapp/*.json webapp/*.ts webapp/*.html)
 
-.PHONY: run test checks lint types webapp matrix conformance faults bench clean
+.PHONY: run test checks lint types webapp matrix conformance faults fuzz bench clean
 
 # Make everything ready and start the chat on an embedded store.
 run: $(STAMPS)/installed
@@ -66,6 +68,10 @@ conformance: $(STAMPS)/tools
 # 500 clients talk for ten minutes or more while 200 faults are made; then a proof that nothing was lost.
 faults: $(STAMPS)/tools
 	$(BIN)/python -m tests.faults.driver $(FAULTS)
+
+# Fuzz the frame codec; what is found is told at the end, and left in build/fuzz/found.
+fuzz: $(STAMPS)/tools
+	$(BIN)/tox -q -e fuzz -- --prove --seconds $(SECONDS)
 
 # The test suite on every Python that is installed.
 matrix: $(STAMPS)/tools

@@ -185,7 +185,7 @@ def read_published(payload: bytes) -> tuple[bytes, int, list[bytes]] | None:
     epoch, first_seq, count = struct.unpack_from(">8sQI", payload, 1)
     if not first_seq or not count or first_seq + count >= 1 << 64:
         return None
-    at, bodies = 21, []
+    at, bodies = 21, list[bytes]()
     while len(bodies) < count:
         size = int.from_bytes(payload[at : at + 4], "big")
         body = payload[at + 4 : at + 4 + size]

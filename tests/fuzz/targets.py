@@ -2,8 +2,9 @@
 
 Each cuts its input into arguments, hands them to ``_fastframe`` and holds the outcome against ``peer``
 or against the format as its docstring tells it. ``run`` feeds them from libFuzzer, a test of the suite
-from the corpus; neither atheris nor a compiler is needed here. A target of the decoder that knows more
-(an extension, say) is one more function that ends in ``check_decoder``, and one more line in TARGETS.
+from the corpus; neither atheris nor a compiler is needed here. A target of a decoder that knows more (an
+extension, say) is one more function that ends in ``check_decoder``, one more line in TARGETS, and a folder
+of its name with a first input in ``corpus``.
 """
 
 from __future__ import annotations
@@ -153,8 +154,8 @@ def spliced(first_seq: int, bodies: list[bytes]) -> list[bytes] | None:
 
 def batches(data: bytes) -> None:
     """Bodies to frames: with a seq, without one, and by way of what is published."""
-    source = Source(data)
-    first_seq, bodies = source.number(8), []
+    source, bodies = Source(data), list[bytes]()
+    first_seq = source.number(8)
     while source and len(bodies) < 20:
         size = source.number(1)
         bodies.append(source.long(size * 300) if size > 250 else source.take(size))
@@ -170,8 +171,8 @@ def batches(data: bytes) -> None:
 
 def published(data: bytes) -> None:
     """Payloads as they come from the store, malformed or not, that overlap or leave a hole."""
-    source = Source(data)
-    start, payloads = source.number(8), []
+    source, payloads = Source(data), list[bytes]()
+    start = source.number(8)
     while source and len(payloads) < 5:
         payloads.append(source.take(source.number(2)))
     for payload in payloads:
