@@ -24,7 +24,7 @@ CLIENT_FILES = ("package.json", "package-lock.json", "index.html", "vite.config.
 
 # Files that a Cython module includes.
 PARTS = {
-    "_fastframe": ["tornadochat/_decoder.pxi"],
+    "_fastframe": ["tornadochat/_decoder.pxi", "tornadochat/_messages.pxi"],
     "_poller": [],
     "_reactor": [
         "tornadochat/_poller.pxd",

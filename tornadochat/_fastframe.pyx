@@ -8,13 +8,18 @@ no sockets, no store, no loop. Framing follows RFC 6455 section 5, UTF-8 RFC 362
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeASCII
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 cimport cython
 
 from tornadochat.errors import FrameError
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object text)
 
 OP_CONTINUATION = 0x0
 OP_TEXT = 0x1
@@ -418,4 +423,5 @@ def encode_published(payloads, start_seq=0):
     return batch
 
 
+include "_messages.pxi"
 include "_decoder.pxi"
