@@ -145,8 +145,11 @@ def parse_command(payload: bytes, limits: Limits) -> Command:
             so that the protocol can grow.
     """
     plain = plain_send(payload, min(limits.text_chars, limits.text_bytes))
-    if plain is not None:
-        return Send._make(plain)
+    return parse_json(payload, limits) if plain is None else Send._make(plain)
+
+
+def parse_json(payload: bytes, limits: Limits) -> Command:
+    """``parse_command`` for every payload, also those that are no plain ``send``."""
     try:
         found = ujson.loads(payload)
     except (ValueError, RecursionError):
