@@ -24,7 +24,7 @@ CLIENT_FILES = ("package.json", "package-lock.json", "index.html", "vite.config.
 
 # Files that a Cython module includes.
 PARTS = {
-    "_fastframe": ["tornadochat/_decoder.pxi"],
+    "_fastframe": [f"tornadochat/_{part}.pxi" for part in ("decoder", "deflate", "messages")],
     "_poller": [],
     "_reactor": [
         "tornadochat/_poller.pxd",

@@ -184,7 +184,7 @@ cdef class Swarm:
         peer.sends = sends
         peer.state = CONNECTING
         peer.started = now_us()
-        decoder_init(&peer.decoder, 1 << 24, False)
+        decoder_init(&peer.decoder, 1 << 24, False, False)
         event.events = EPOLLOUT
         event.data.u32 = self.count
         epoll_ctl(self.epoll, EPOLL_CTL_ADD, peer.fd, &event)

@@ -13,7 +13,7 @@ import time
 
 from tornado.httputil import HTTPHeaders
 
-from tornadochat._fastframe import OP_BINARY, OP_TEXT, encode_frame
+from tornadochat._fastframe import OP_BINARY, Deflater, encode_frame, encode_plain
 from tornadochat._reactor import Reactor
 from tornadochat.handshake import check_upgrade, response_bytes
 
@@ -25,13 +25,23 @@ class Echo:
 
     def __init__(self) -> None:
         self.connection = None
+        self.deflates = False
+
+
+DEFLATER = Deflater(level=1, min_bytes=0)
+
+
+def answer(echo: Echo, payload: bytes) -> None:
+    """A text comes back compressed where that is negotiated."""
+    batch = encode_plain([payload])
+    echo.connection.send((DEFLATER.deflate(batch) if echo.deflates else batch).frames())
 
 
 async def serve(port: int) -> None:
     """Echo until the process is ended."""
     loop = asyncio.get_running_loop()
     reactor = Reactor(
-        on_text=lambda echo, payload: echo.connection.send(encode_frame(OP_TEXT, payload)),
+        on_text=answer,
         on_binary=lambda echo, payload: echo.connection.send(encode_frame(OP_BINARY, payload)),
         on_closed=lambda echo, code, reason: None,
         on_drained=lambda echo: None,
@@ -65,10 +75,13 @@ async def serve(port: int) -> None:
         head, _, behind = data.partition(b"\r\n\r\n")
         first, _, rest = head.decode("latin-1").partition("\r\n")
         method, _, version = first.split(" ", 2)
-        upgrade = check_upgrade(method, version, HTTPHeaders.parse(rest), secure=False, allow_origin=["*"])
+        upgrade = check_upgrade(
+            method, version, HTTPHeaders.parse(rest), secure=False, allow_origin=["*"], deflate=True
+        )
         await loop.sock_sendall(sock, response_bytes(upgrade))
         echo = Echo()
-        echo.connection = reactor.attach(sock.detach(), echo)
+        echo.deflates = upgrade.extension is not None
+        echo.connection = reactor.attach(sock.detach(), echo, echo.deflates)
         echo.connection.feed(behind)
 
     tasks = {asyncio.ensure_future(tick())}

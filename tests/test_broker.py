@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import pytest
 import redis
 
-from tornadochat._fastframe import published_bodies, published_header
+from tornadochat._fastframe import pack_arguments, published_bodies, published_header
 from tornadochat.broker import Broker, Outcome
 from tornadochat.embedded import EmbeddedStore
 from tornadochat.errors import StartError, StoreRefused, Unavailable
@@ -446,3 +447,13 @@ def test_a_password_is_used_and_a_wrong_one_is_told(store: EmbeddedStore) -> Non
         check_store(store.url)
     with redis.Redis.from_url(good) as client:
         client.config_set("requirepass", "")
+
+
+def test_arguments_are_packed_as_the_store_reads_them() -> None:
+    arguments = ["EVALSHA", b"\x00\r\n\xff", "", "gr\u00fc\u00dfe \u2603", "x" * 100_000]
+    whole = b"*%d\r\n%b" % (len(arguments), pack_arguments(arguments))
+    assert whole == hiredis.pack_command(tuple(arguments))
+    assert pack_arguments([]) == b""
+    for wrong in (1, None, bytearray(b"x")):
+        with pytest.raises(TypeError, match="bytes or str"):
+            pack_arguments(["ok", wrong])  # type: ignore[list-item]

@@ -19,11 +19,11 @@ PACKAGE = ROOT / "tornadochat"
 ALLOWED = {
     "_fastframe.pyx": {"tornadochat.errors"},
     "_fastframe.pxd": set(),
-    "_reactor.pyx": {"tornadochat._fastframe"},
-    "_reactor.pxd": {"tornadochat._fastframe"},
-    "_decoder.pxi": set(),
-    "_entries.pxi": set(),
-    "_handles.pxi": set(),
+    "_poller.pyx": set(),
+    "_poller.pxd": set(),
+    "_reactor.pyx": {"tornadochat._fastframe", "tornadochat._poller", "tornadochat.errors"},
+    "_reactor.pxd": {"tornadochat._fastframe", "tornadochat._poller"},
+    **{path.name: set() for path in PACKAGE.glob("*.pxi")},
 }
 
 
@@ -37,7 +37,15 @@ def test_cython_modules_import_only_what_their_place_allows(name: str) -> None:
 
 def test_everything_that_is_read_at_run_time_is_in_the_package() -> None:
     package = files("tornadochat")
-    for name in ("schema.json", "openapi.json", "py.typed", "_fastframe.pxd", "_fastframe.pyi", "_reactor.pyi"):
+    for name in (
+        "schema.json",
+        "openapi.json",
+        "py.typed",
+        "_fastframe.pxd",
+        "_fastframe.pyi",
+        "_poller.pyi",
+        "_reactor.pyi",
+    ):
         assert package.joinpath(name).is_file(), name
     for name in ("publish", "read", "find", "beat"):
         assert package.joinpath("scripts", f"{name}.lua").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -13,8 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tornadochat import protocol
+from tornadochat._fastframe import plain_message, plain_send
 from tornadochat.errors import ProtocolError
-from tornadochat.protocol import Join, Leave, Limits, Ping, Send, Typing, User, Who, parse_command
+from tornadochat.protocol import (
+    Join,
+    Leave,
+    Limits,
+    Ping,
+    Send,
+    Typing,
+    User,
+    Who,
+    message_body,
+    parse_command,
+    parse_json,
+)
 from tornadochat.settings import Settings
 from tornadochat.text_rules import check_text, normalise_name, normalise_room
 
@@ -214,3 +228,57 @@ def test_texts_that_are_blank_or_not_clean_are_refused(text: Any) -> None:
     with pytest.raises(ProtocolError) as found:
         check_text(text, 4000, 16384)
     assert found.value.code == "bad_text"
+
+
+# The short way of a plain send ---------------------------------------------------------------------
+
+NAMES = st.sampled_from(["type", "room", "id", "text", "extra"])
+VALUES = st.one_of(
+    st.sampled_from(["send", "join", "tea", " tea", "tea ", "x" * 65, "a" * 16, "a" * 65, "a b" * 9, "   ", ""]),
+    st.text(st.characters(max_codepoint=0x17F), max_size=30),
+)
+
+
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=6), st.sampled_from(["", " ", "\n\t"]), st.booleans())
+def test_the_short_way_finds_what_the_general_parser_finds_or_nothing(
+    members: list[tuple[str, str]], space: str, escaped: bool
+) -> None:
+    text = ("," + space).join(
+        f"{json.dumps(name)}{space}:{space}{json.dumps(value, ensure_ascii=escaped)}" for name, value in members
+    )
+    payload = (space + "{" + space + text + space + "}" + space).encode()
+    short = plain_send(payload, 100)
+    if short is not None:
+        assert len(members) == 4
+        assert parse_json(payload, LIMITS) == Send(*short)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("type", "room", "id", "text")))[::5])
+def test_the_short_way_takes_a_plain_send_in_any_order(order: tuple[str, ...]) -> None:
+    fields = {"type": "send", "room": "tea", "id": "Az09_-" * 4, "text": "hello, you"}
+    payload = json.dumps({name: fields[name] for name in order}).encode()
+    assert plain_send(payload, 100) == ("tea", "Az09_-" * 4, "hello, you")
+    assert parse_command(payload, LIMITS) == Send("tea", "Az09_-" * 4, "hello, you")
+
+
+@pytest.mark.parametrize("cut", range(1, 78))
+def test_the_short_way_reads_nothing_behind_the_payload(cut: int) -> None:
+    payload = b'{"type":"send","room":"tea","id":"aaaaaaaaaaaaaaaa","text":"hello"}  \n'
+    assert plain_send(payload, 100) is not None
+    assert plain_send(payload[:cut], 100) is None or payload[cut:].strip() == b""
+
+
+@given(st.text(max_size=40), st.text(max_size=40), st.integers(0, 2**53))
+def test_a_body_is_the_same_either_way(name: str, text: str, ts: int) -> None:
+    name, text = (value.encode("utf-8", "replace").decode() for value in (name, text))
+    body = message_body("tea", "a" * 16, User("u_1", name), text, ts)
+    assert json.loads(body) == {
+        "type": "message",
+        "room": "tea",
+        "id": "a" * 16,
+        "user": {"id": "u_1", "name": name},
+        "text": text,
+        "ts": ts,
+    }
+    short = plain_message("tea", "a" * 16, "u_1", name, text, ts)
+    assert short is None or short == body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -99,7 +100,8 @@ def test_a_terminals_ctrl_c_reaches_the_group_and_still_drains_in_order(tmp_path
     with running_server(tmp_path, QUICK, workers=2) as server:
         pids = server.pids
         for pid in (server.process.pid, *server.workers):
-            os.kill(pid, signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):  # the parent may have ended it by then
+                os.kill(pid, signal.SIGINT)
         assert server.process.wait(8) == 0
         assert gone(pids) and "Traceback" not in log_of(tmp_path)
 
@@ -305,3 +307,27 @@ def test_the_start_line_says_where_it_is_and_how_to_open_it(tmp_path: Path) -> N
         assert f"http://127.0.0.1:{server.port}/" in log and "workers: 2" in log
         assert str(tmp_path) in log and "--host 0.0.0.0" in log
         assert all("tornadochat" in command(pid) for pid in server.workers)
+
+
+def test_the_fork_is_left_from_its_wait_and_not_from_a_forks_own_callbacks() -> None:
+    """Python swallows what a handler raises there, and prints a traceback that nobody can help."""
+    import tornado.process
+
+    from tornadochat.settings import Settings
+    from tornadochat.supervisor import Supervisor, _Forked
+
+    supervisor = Supervisor(Settings(), lambda *_: 0)
+    supervisor._forking = True
+    supervisor._leave_fork(signal.SIGUSR1, sys._getframe())
+    frames = []
+
+    def noted(*_: object) -> None:
+        frames.append(sys._getframe(1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tornado.process, "gen_log", type("Log", (), {"info": noted})())
+        patch.setattr(tornado.process.os, "fork", lambda: 0)
+        patch.setattr(tornado.process, "_task_id", None)
+        tornado.process.fork_processes(1)
+    with pytest.raises(_Forked):
+        supervisor._leave_fork(signal.SIGALRM, frames[0])

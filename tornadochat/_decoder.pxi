@@ -81,14 +81,14 @@ cdef inline bint is_close_code(uint32_t code) noexcept nogil:
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
-cdef void decoder_init(decoder_t *decoder, uint32_t max_message, bint require_mask) noexcept nogil:
+cdef void decoder_init(decoder_t *decoder, uint32_t max_message, bint require_mask, bint deflates) noexcept nogil:
     decoder.remaining = 0
     decoder.partial = NULL
     decoder.partial_size = decoder.partial_capacity = 0
     decoder.max_message = max_message
     decoder.utf8_state = UTF8_OK
     decoder.header_size = decoder.opcode = decoder.message_opcode = 0
-    decoder.flags = REQUIRE_MASK if require_mask else 0
+    decoder.flags = (REQUIRE_MASK if require_mask else 0) | (DEFLATES if deflates else 0)
     decoder.control_size = decoder.mask_offset = 0
 
 
@@ -111,7 +111,10 @@ cdef int fail(decoder_t *decoder, frame_t *frame, uint32_t code, const char *rea
 cdef int check_start(decoder_t *decoder, frame_t *frame) noexcept nogil:
     """The first two bytes of a header, checked as soon as they are there; 0 when they are right."""
     cdef uint8_t opcode = decoder.header[0] & 0x0F, size = decoder.header[1] & 0x7F
-    if decoder.header[0] & 0x70:
+    # RSV1 tells a compressed message, on its first frame alone (RFC 7692 section 6).
+    if decoder.header[0] & 0x70 and not (
+        decoder.header[0] & 0x70 == 0x40 and decoder.flags & DEFLATES and 0x1 <= opcode <= 0x2
+    ):
         return fail(decoder, frame, 1002, b"reserved bits are set")
     if opcode > 0xA or 0x3 <= opcode <= 0x7:
         return fail(decoder, frame, 1002, b"reserved opcode")
@@ -162,6 +165,9 @@ cdef int take_header(decoder_t *decoder, frame_t *frame) noexcept nogil:
         if decoder.opcode:
             decoder.message_opcode = decoder.opcode
             decoder.utf8_state = UTF8_OK
+            decoder.flags &= ~COMPRESSED
+            if decoder.header[0] & 0x40:
+                decoder.flags |= COMPRESSED
     decoder.flags |= IN_PAYLOAD
     decoder.header_size = decoder.control_size = 0
     return 0
@@ -249,7 +255,7 @@ cdef int read_data(decoder_t *decoder, unsigned char *data, size_t take, frame_t
         decoder.mask_offset = (decoder.mask_offset + take) & 3
     decoder.remaining -= take
     whole = decoder.remaining == 0 and decoder.flags & FINAL
-    if kind == 0x1:
+    if kind == 0x1 and not decoder.flags & COMPRESSED:
         decoder.utf8_state = utf8_step(decoder.utf8_state, data, take)
         if decoder.utf8_state == UTF8_BAD or (whole and decoder.utf8_state != UTF8_OK):
             return fail(decoder, frame, 1007, b"the text is not UTF-8")
@@ -267,6 +273,7 @@ cdef int read_data(decoder_t *decoder, unsigned char *data, size_t take, frame_t
         frame.size = decoder.partial_size
         decoder.flags |= PARTIAL_GIVEN
     decoder.message_opcode = 0
+    frame.compressed = decoder.flags & COMPRESSED != 0
     return kind
 
 
@@ -299,6 +306,13 @@ cdef int decoder_next(
             return found
 
 
+cdef bytes inflate_message(const frame_t *frame, int kind, size_t limit):
+    cdef bytes message = inflate(frame.payload, frame.size, limit)
+    if kind == DECODED_TEXT and not is_utf8(message):
+        raise FrameError(1007, "the text is not UTF-8")
+    return message
+
+
 @cython.final
 cdef class FrameDecoder:
     """Bytes of one peer to its messages, whole or cut anywhere.
@@ -306,15 +320,17 @@ cdef class FrameDecoder:
     Args:
         max_message_bytes: Limit of one message, all its fragments together; at most 2**31.
         require_mask: True for the frames of a client, False for those of a server.
+        deflates: Whether permessage-deflate is negotiated; the limit then holds for the compressed
+            message and for what it becomes.
     """
 
     cdef decoder_t decoder
     cdef object error
 
-    def __cinit__(self, max_message_bytes, bint require_mask=True):
+    def __cinit__(self, max_message_bytes, bint require_mask=True, bint deflates=False):
         if not 0 < max_message_bytes <= 1 << 31:
             raise ValueError("max_message_bytes is from 1 to 2**31")
-        decoder_init(&self.decoder, max_message_bytes, require_mask)
+        decoder_init(&self.decoder, max_message_bytes, require_mask, deflates)
 
     def __dealloc__(self):
         decoder_free(&self.decoder)
@@ -344,9 +360,15 @@ cdef class FrameDecoder:
             size -= used
             if found == DECODED_ERROR:
                 self.error = FrameError(frame.code, (<bytes>frame.reason).decode("ascii"))
+            elif found in (DECODED_TEXT, DECODED_BINARY) and frame.compressed:
+                try:
+                    frames.append((found, inflate_message(&frame, found, self.decoder.max_message)))
+                except FrameError as error:
+                    self.error = error
+            elif found != DECODED_NOTHING:
+                frames.append((found, PyBytes_FromStringAndSize(<char *>frame.payload, frame.size)))
+            if self.error is not None:
                 if not frames:
                     raise self.error
                 return frames
-            if found != DECODED_NOTHING:
-                frames.append((found, PyBytes_FromStringAndSize(<char *>frame.payload, frame.size)))
         return frames

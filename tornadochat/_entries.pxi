@@ -45,6 +45,7 @@ cdef int enter(channel_t *channel, conn_t *conn, uint64_t next_seq, uint8_t stat
     channel.entries[channel.size].next_seq = next_seq
     channel.entries[channel.size].state = state
     channel.size += 1
+    channel.deflating += conn.flags & DEFLATES != 0
     return 0
 
 
@@ -97,6 +98,7 @@ cdef void leave_channel(conn_t *conn, channel_t *channel) noexcept nogil:
     if membership == NULL:
         return
     cdef uint32_t index = membership.index
+    channel.deflating -= conn.flags & DEFLATES != 0
     conn.room_count -= 1
     membership[0] = conn.rooms[conn.room_count]
     remove_entry(channel, index)

@@ -1,7 +1,9 @@
 """Part of ``Reactor``: a batch on its way to everybody in its room."""
 
 
-cdef void add_job(Reactor self, channel_t *channel, shared_t *shared, uint8_t kind, uint64_t next_seq):
+cdef void add_job(
+    Reactor self, channel_t *channel, shared_t *shared, shared_t *deflated, uint8_t kind, uint64_t next_seq
+):
     """Queue a batch behind those of its room, and walk as far as the budget allows."""
     cdef job_t *job = <job_t *>malloc(sizeof(job_t))
     cdef int64_t begin
@@ -11,6 +13,9 @@ cdef void add_job(Reactor self, channel_t *channel, shared_t *shared, uint8_t ki
     shared_retain(shared)
     job.next = NULL
     job.shared = shared
+    job.deflated = deflated
+    if deflated != NULL:
+        shared_retain(deflated)
     job.kind = kind
     job.next_seq = next_seq
     if channel.last_job == NULL:
@@ -100,10 +105,16 @@ cdef bint walk(Reactor self, channel_t *channel, int64_t until) noexcept nogil:
         if job.kind == EVENTS:
             channel.walked_seq = job.shared.first_seq + job.shared.count - 1
         channel.jobs -= 1
-        shared_release(job.shared)
-        free(job)
+        free_job(job)
     compact(channel)
     return True
+
+
+cdef void free_job(job_t *job) noexcept nogil:
+    shared_release(job.shared)
+    if job.deflated != NULL:
+        shared_release(job.deflated)
+    free(job)
 
 
 cdef void deliver(Reactor self, channel_t *channel, job_t *job, entry_t *entry) noexcept nogil:
@@ -113,6 +124,8 @@ cdef void deliver(Reactor self, channel_t *channel, job_t *job, entry_t *entry) 
     cdef uint64_t skip = 0
     if conn.flags & CLOSE_SENT:
         return
+    if job.deflated != NULL and conn.flags & DEFLATES:
+        shared = job.deflated
     if job.kind == PLAIN:
         if conn.room_bytes + conn.answer_bytes <= PLAIN_BACKLOG:
             send_shared(self, conn, shared, 0, channel, 0, False)

@@ -19,6 +19,8 @@ cdef void shared_release(shared_t *shared) noexcept nogil
 
 cdef class Batch:
     cdef shared_t *shared   # one reference owned by this object
+    cdef Batch deflated     # the same events compressed, once somebody wanted them so
+    cdef bint incompressible    # nothing is smaller then
 
     @staticmethod
     cdef Batch adopt(shared_t *shared)
@@ -39,6 +41,7 @@ cdef struct frame_t:
     size_t size
     uint32_t code
     const char *reason      # static text, NUL-terminated
+    bint compressed         # a data message: payload is what `inflate` takes, its text not checked
 
 # 1 for each connection, so kept small; `partial` is NULL unless a message is unfinished.
 cdef struct decoder_t:
@@ -58,11 +61,22 @@ cdef struct decoder_t:
     uint8_t control_size
     uint8_t mask_offset
 
-cdef void decoder_init(decoder_t *decoder, uint32_t max_message, bint require_mask) noexcept nogil
+cdef void decoder_init(decoder_t *decoder, uint32_t max_message, bint require_mask, bint deflates) noexcept nogil
 cdef void decoder_free(decoder_t *decoder) noexcept nogil
 # Uses bytes from data (unmasking them in place) until one message or control frame is whole, an
 # error is found, or data is used up; *used tells how many. Call again while *used < size.
 cdef int decoder_next(decoder_t *decoder, unsigned char *data, size_t size, size_t *used, frame_t *frame) noexcept nogil
+
+# A whole message whose frames were compressed; FrameError where it is too large, damaged, or no UTF-8.
+cdef bytes inflate_message(const frame_t *frame, int kind, size_t limit)
+
+
+cdef class Deflater:
+    cdef object stream      # of zlib; flushed fully after each event
+    cdef size_t min_bytes
+
+    cdef Batch make(self, Batch batch)
+    cdef bytes frame(self, const unsigned char *plain, size_t size)
 
 # Writes an unmasked server header for a final frame; returns its length (2, 4 or 10).
 cdef size_t put_header(unsigned char *out, uint8_t opcode, size_t size) noexcept nogil

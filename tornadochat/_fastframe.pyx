@@ -8,13 +8,20 @@ no sockets, no store, no loop. Framing follows RFC 6455 section 5, UTF-8 RFC 362
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from cpython.list cimport PyList_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeASCII
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 cimport cython
 
+import zlib
+
 from tornadochat.errors import FrameError
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object text)
 
 OP_CONTINUATION = 0x0
 OP_TEXT = 0x1
@@ -31,6 +38,8 @@ cdef enum:
     IN_PAYLOAD = 8
     FAILED = 16
     PARTIAL_GIVEN = 32      # the caller has seen `partial`; it is freed at the next call
+    DEFLATES = 64           # permessage-deflate is negotiated
+    COMPRESSED = 128        # the unfinished data message is compressed
     # A published payload: kind, epoch, first_seq, count; then a length before each body.
     EPOCH_BYTES = 8
     PUBLISHED_HEAD = 21
@@ -73,6 +82,7 @@ cdef void shared_release(shared_t *shared) noexcept nogil:
 
 
 @cython.final
+@cython.no_gc
 cdef class Batch:
     """Frames that many members share; made by the ``encode_`` functions, never changed."""
 
@@ -109,6 +119,11 @@ cdef class Batch:
     def size(self):
         """Bytes of all frames."""
         return self.shared.size
+
+    @property
+    def address(self):
+        """Of the bytes, which all members share."""
+        return <uintptr_t>self.shared.data
 
     @property
     def references(self):
@@ -430,4 +445,6 @@ def encode_published(payloads, start_seq=0):
     return batch
 
 
+include "_messages.pxi"
+include "_deflate.pxi"
 include "_decoder.pxi"

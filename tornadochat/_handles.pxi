@@ -86,8 +86,7 @@ cdef class Channel:
         while channel.first_job != NULL:
             job = channel.first_job
             channel.first_job = job.next
-            shared_release(job.shared)
-            free(job)
+            free_job(job)
         channel.last_job = NULL
         channel_release(channel)
 
@@ -175,9 +174,12 @@ cdef class Channel:
         """
         cdef entry_t *entry = self.entry_of(connection)
         cdef conn_t *conn = connection.conn
-        cdef shared_t *shared = batch.shared
+        cdef shared_t *shared
         cdef uint64_t skip = 0
         cdef Reactor reactor = self.reactor
+        if conn.flags & DEFLATES and reactor.deflater is not None:
+            batch = reactor.deflater.deflate(batch)
+        shared = batch.shared
         if entry.state == GAP or conn.flags & CLOSE_SENT:
             return conn.replay_bytes
         if shared.first_seq and entry.next_seq < shared.first_seq + shared.count:
@@ -218,11 +220,13 @@ cdef class Channel:
         Each gets the events from its own next seq on. Events without a seq go to the silent ones too,
         and pass by whoever has much waiting.
         """
-        if batch.shared.first_seq:
-            add_job(self.reactor, self.channel, batch.shared, EVENTS, 0)
-        elif self.channel.jobs < PLAIN_JOBS:
-            add_job(self.reactor, self.channel, batch.shared, PLAIN, 0)
+        cdef shared_t *deflated = NULL
+        if not batch.shared.first_seq and self.channel.jobs >= PLAIN_JOBS:
+            return
+        if self.channel.deflating and self.reactor.deflater is not None:
+            deflated = (<Batch>self.reactor.deflater.deflate(batch)).shared
+        add_job(self.reactor, self.channel, batch.shared, deflated, EVENTS if batch.shared.first_seq else PLAIN, 0)
 
     def reset(self, Batch notice not None, next_seq):
         """Send a notice to every live connection and let each go on at ``next_seq``."""
-        add_job(self.reactor, self.channel, notice.shared, RESET, next_seq)
+        add_job(self.reactor, self.channel, notice.shared, NULL, RESET, next_seq)

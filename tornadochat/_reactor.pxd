@@ -6,7 +6,7 @@ Only the loop's thread touches any of this. Functions marked ``nogil`` touch C m
 from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from tornadochat._fastframe cimport Batch, decoder_t, shared_t
+from tornadochat._fastframe cimport Batch, Deflater, decoder_t, frame_t, shared_t
 from tornadochat._poller cimport Poller, Sockets
 
 # Bytes that wait for one socket; owns one reference to `shared` and one to `channel`.
@@ -55,10 +55,11 @@ cdef struct entry_t:
     uint64_t next_seq       # what this member gets next
     uint8_t state
 
-# A batch on its way to all members; owns one reference to `shared`.
+# A batch on its way to all members; owns one reference to `shared` and one to `deflated`.
 cdef struct job_t:
     job_t *next
     shared_t *shared
+    shared_t *deflated      # the same events for those who negotiated compression; NULL where nobody did
     uint64_t next_seq       # for a reset
     uint8_t kind
 
@@ -76,6 +77,7 @@ cdef struct channel_t:
     uint32_t cursor         # entry that the walk of first_job comes to next
     uint32_t references
     uint32_t jobs           # from first_job to last_job
+    uint32_t deflating      # members that negotiated compression
     uint8_t walking         # whether it is in the list of unfinished walks
 
 
@@ -97,6 +99,7 @@ cdef class Channel:
 
 cdef class Reactor(Sockets):
     cdef Poller poller
+    cdef Deflater deflater          # None where compression is off
     cdef object on_text, on_binary, on_closed, on_drained, on_gap
     cdef public object on_work_left
     cdef int epoll
@@ -128,7 +131,7 @@ cdef class Reactor(Sockets):
     cdef void on_readable(self, conn_t *conn)
     cdef void on_writable(self, conn_t *conn)
     cdef void parse(self, conn_t *conn, unsigned char *data, size_t size)
-    cdef void message(self, conn_t *conn, object handler, unsigned char *payload, size_t size)
+    cdef void message(self, conn_t *conn, object handler, int kind, frame_t *frame)
     cdef void peer_closed(self, conn_t *conn, uint32_t code)
     cdef void start_close(self, conn_t *conn, int code, str reason)
     cdef void finish_close(self, conn_t *conn)

@@ -23,13 +23,14 @@ from posix.unistd cimport close as close_fd
 
 from tornadochat._fastframe cimport (
     DECODED_BINARY, DECODED_CLOSE, DECODED_ERROR, DECODED_PING, DECODED_TEXT,
-    Batch, decoder_free, decoder_init, decoder_next, frame_t, put_header,
+    Batch, Deflater, decoder_free, decoder_init, decoder_next, frame_t, inflate_message, put_header,
     shared_new, shared_release, shared_retain, shared_t,
 )
 
 from tornadochat._poller cimport GENERATION_BITS, Poller, Sockets, now_us
 
 from tornadochat._fastframe import encode_close
+from tornadochat.errors import FrameError
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
@@ -90,6 +91,7 @@ cdef enum:
     BROKEN = 128            # in the list of broken connections
     PINGED = 256            # a ping is unanswered
     HELD = 512              # nothing is read for a while
+    DEFLATES = 1024         # permessage-deflate is negotiated
     # entry_t.state
     LIVE = 0
     SILENT = 1              # replays, or waits for its join after a gap
@@ -176,6 +178,7 @@ cdef class Reactor(Sockets):
         pong_seconds: Silence after a ping that ends the connection.
         close_seconds: Wait for the peer's close frame.
         stuck_seconds: Time that a socket may take nothing while something waits; then 1013.
+        deflater: Compresses events for the connections that negotiated it.
         poller: That of the worker's loop; one of its own where none is given, for ``poll``.
     """
 
@@ -195,10 +198,12 @@ cdef class Reactor(Sockets):
         double close_seconds,
         double stuck_seconds,
         on_binary=None,
+        deflater=None,
         poller=None,
     ):
         self.on_text, self.on_closed, self.on_binary = on_text, on_closed, on_binary
         self.on_drained, self.on_gap = on_drained, on_gap
+        self.deflater = deflater
         self.max_message = max_message_bytes
         self.max_backlog = max_backlog_bytes
         self.max_answer = max_answer_bytes
@@ -269,12 +274,13 @@ cdef class Reactor(Sockets):
         """Descriptor that is readable while ``poll`` has something to do."""
         return self.epoll
 
-    def attach(self, int fd, owner):
+    def attach(self, int fd, owner, bint deflates=False):
         """Take over the descriptor of a connected socket whose handshake is answered.
 
         Args:
             fd: Owned by the reactor from here on, and made non-blocking.
             owner: Given back in every callback.
+            deflates: Whether permessage-deflate is negotiated, without context takeover on both sides.
 
         Returns:
             The connection. The caller notes it, then calls ``feed`` with the bytes that came behind
@@ -306,8 +312,9 @@ cdef class Reactor(Sockets):
             free(conn)
             close_fd(fd)
             raise
-        decoder_init(&conn.decoder, self.max_message, True)
+        decoder_init(&conn.decoder, self.max_message, True, deflates)
         conn.fd = fd
+        conn.flags = DEFLATES if deflates else 0
         conn.close_code = 1006
         conn.heard = conn.progress = now_s()
         connection.conn, connection.reactor, connection.owner = conn, self, owner
@@ -434,14 +441,14 @@ cdef class Reactor(Sockets):
         cdef frame_t frame
         cdef int found
         cdef shared_t *pong
-        while size and conn.fd >= 0:
+        while size and conn.fd >= 0 and not conn.flags & FAILED:
             found = decoder_next(&conn.decoder, data, size, &used, &frame)
             data += used
             size -= used
             if found == DECODED_TEXT:
-                self.message(conn, self.on_text, frame.payload, frame.size)
+                self.message(conn, self.on_text, found, &frame)
             elif found == DECODED_BINARY:
-                self.message(conn, self.on_binary, frame.payload, frame.size)
+                self.message(conn, self.on_binary, found, &frame)
             elif found == DECODED_PING:
                 if not conn.flags & CLOSE_SENT:
                     pong = copied(frame.payload, frame.size, 0xA)
@@ -454,7 +461,7 @@ cdef class Reactor(Sockets):
                 self.start_close(conn, frame.code, (<bytes>frame.reason).decode("ascii"))
                 return
 
-    cdef void message(self, conn_t *conn, object handler, unsigned char *payload, size_t size):
+    cdef void message(self, conn_t *conn, object handler, int kind, frame_t *frame):
         cdef Connection connection = <Connection>conn.connection
         self.messages_ += 1
         if conn.flags & CLOSE_SENT:
@@ -463,7 +470,13 @@ cdef class Reactor(Sockets):
             self.start_close(conn, 1003, "text messages only")
             return
         try:
-            handler(connection.owner, PyBytes_FromStringAndSize(<char *>payload, size))
+            if frame.compressed:
+                handler(connection.owner, inflate_message(frame, kind, self.max_message))
+            else:
+                handler(connection.owner, PyBytes_FromStringAndSize(<char *>frame.payload, frame.size))
+        except FrameError as error:
+            conn.flags |= FAILED
+            self.start_close(conn, error.code, error.reason)
         except Exception:
             log.exception("the handler of a message failed; its connection is closed")
             self.start_close(conn, 1011, "internal error")

@@ -62,6 +62,7 @@ class Upgraded(NamedTuple):
         received: Bytes that came behind the handshake.
         identity: Who it is.
         address: Where it comes from, for ``Gateway.release``.
+        deflates: Whether permessage-deflate is negotiated.
     """
 
     fd: int
@@ -69,6 +70,7 @@ class Upgraded(NamedTuple):
     received: bytes
     identity: Identity
     address: str
+    deflates: bool
 
 
 class Services(Protocol):
@@ -160,6 +162,7 @@ class Gateway(Router):
             headers,
             secure=client.secure,
             allow_origin=services.settings.allow_origin,
+            deflate=services.settings.compression,
         )
         if services.full():
             raise busy("This worker is full; connect again in a moment.")
@@ -218,7 +221,7 @@ class Door(HTTPMessageDelegate):
             return
         metrics.handshakes.inc()
         stream = connection.detach()
-        hand_over = functools.partial(self._hand_over, stream, identity, address)
+        hand_over = functools.partial(self._hand_over, stream, identity, address, upgrade.extension is not None)
         services = self._gateway.services
         worker = services.slot if services.settings.debug_headers else None
         try:
@@ -232,14 +235,19 @@ class Door(HTTPMessageDelegate):
             written.add_done_callback(hand_over)
 
     def _hand_over(
-        self, stream: IOStream, identity: Identity, address: str, written: asyncio.Future[None]
+        self,
+        stream: IOStream,
+        identity: Identity,
+        address: str,
+        deflates: bool,
+        written: asyncio.Future[None],
     ) -> None:
         services = self._gateway.services
         if written.exception() is not None or stream.closed():
             self._gateway.release(address)
             return
         if isinstance(stream, SSLIOStream) or not services.plain_sockets:
-            services.adopt(Upgraded(-1, stream, b"", identity, address))
+            services.adopt(Upgraded(-1, stream, b"", identity, address, deflates))
             return
         # Whatever is in the stream's buffer or in the kernel's comes at once; a read that has to wait
         # ends with the stream, and nothing is lost: the descriptor lives on.
@@ -250,7 +258,7 @@ class Door(HTTPMessageDelegate):
             return
         descriptor = os.dup(stream.socket.fileno())
         stream.close()
-        services.adopt(Upgraded(descriptor, None, received, identity, address))
+        services.adopt(Upgraded(descriptor, None, received, identity, address, deflates))
 
     def finish(self) -> None:
         """See ``tornado.httputil.HTTPMessageDelegate``."""

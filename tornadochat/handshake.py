@@ -19,6 +19,8 @@ from tornadochat.errors import HandshakeError
 from tornadochat.protocol import SUBPROTOCOL
 
 MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
+DEFLATE = "permessage-deflate"
+WINDOW_BITS = frozenset(str(bits) for bits in range(8, 16))
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -28,10 +30,17 @@ class Upgrade(NamedTuple):
 
     accept: str
     subprotocol: str | None
+    extension: str | None  # what to answer of permessage-deflate, None where it is not used
 
 
 def check_upgrade(
-    method: str, version: str, headers: HTTPHeaders, *, secure: bool, allow_origin: Sequence[str]
+    method: str,
+    version: str,
+    headers: HTTPHeaders,
+    *,
+    secure: bool,
+    allow_origin: Sequence[str],
+    deflate: bool = False,
 ) -> Upgrade:
     """Check a request against RFC 6455 section 4.2.1, strictly.
 
@@ -41,6 +50,7 @@ def check_upgrade(
         headers: All of them, with repetitions.
         secure: Whether the client sees ``https``.
         allow_origin: Origins besides the server's own; ``*`` for any.
+        deflate: Whether permessage-deflate is accepted where it is offered.
 
     Raises:
         HandshakeError: With the status to answer: 400, 403 (origin), 405 (method), 426 (no upgrade, or
@@ -67,7 +77,43 @@ def check_upgrade(
         raise HandshakeError(403, "This origin may not connect; the server's --allow-origin names those that may.")
     accept = base64.b64encode(hashlib.sha1(key + MAGIC, usedforsecurity=False).digest()).decode("ascii")
     offered = [name.strip() for name in ",".join(headers.get_list("Sec-WebSocket-Protocol")).split(",")]
-    return Upgrade(accept, SUBPROTOCOL if SUBPROTOCOL in offered else None)
+    extension = choose_deflate(headers.get_list("Sec-WebSocket-Extensions")) if deflate else None
+    return Upgrade(accept, SUBPROTOCOL if SUBPROTOCOL in offered else None, extension)
+
+
+def choose_deflate(offers: Sequence[str]) -> str | None:
+    """The answer to the first offer of permessage-deflate that can be kept (RFC 7692 section 7.1).
+
+    Neither side keeps its window from one message to the next, so that no memory is needed for a
+    connection and an event is compressed once for everybody. An offer with a smaller window for what
+    the server sends is declined: all members share the same bytes.
+    """
+    for offer in ",".join(offers).split(","):
+        name, *parameters = (part.strip() for part in offer.split(";"))
+        if name.lower() == DEFLATE and (answer := _deflate_answer(parameters)) is not None:
+            return answer
+    return None
+
+
+def _deflate_answer(parameters: Sequence[str]) -> str | None:
+    answer = [DEFLATE, "server_no_context_takeover", "client_no_context_takeover"]
+    seen = set()
+    for parameter in parameters:
+        name, equals, value = (part.strip() for part in parameter.lower().partition("="))
+        value = value.strip('"')
+        if name in seen:
+            return None
+        seen.add(name)
+        if name in ("server_no_context_takeover", "client_no_context_takeover"):
+            if equals:
+                return None
+        elif name == "server_max_window_bits":
+            if value != "15":  # 8 to 14 cannot be kept, anything else is none
+                return None
+            answer.append("server_max_window_bits=15")
+        elif name != "client_max_window_bits" or (equals and value not in WINDOW_BITS):
+            return None
+    return "; ".join(answer)
 
 
 def response_bytes(upgrade: Upgrade, worker: int | None = None) -> bytes:
@@ -78,6 +124,8 @@ def response_bytes(upgrade: Upgrade, worker: int | None = None) -> bytes:
         "Connection: Upgrade",
         f"Sec-WebSocket-Accept: {upgrade.accept}",
     ]
+    if upgrade.extension is not None:
+        lines.append(f"Sec-WebSocket-Extensions: {upgrade.extension}")
     if upgrade.subprotocol is not None:
         lines.append(f"Sec-WebSocket-Protocol: {upgrade.subprotocol}")
     if worker is not None:

@@ -81,6 +81,7 @@ class Hub:
         self._by_channel: dict[bytes, Room] = {}
         self._due: dict[Room, None] = {}  # rooms with pending events, in the order they became due
         self._timer_runs = False
+        self._share_ring_bytes()
 
     # Rooms -------------------------------------------------------------------------------------
 
@@ -91,15 +92,21 @@ class Hub:
             channels: list[Channel] = [transport.channel(name) for transport in self._transports]
             room = self.rooms[name] = Room(name, self, channels)
             self._by_channel[self._channel_of(name)] = room
+            self._share_ring_bytes()
         return room
 
     def ring_bytes(self) -> int:
         """What one room may keep of its recent events, so that all together stay within bounds."""
-        return min(self._settings.ring_batch_bytes, self._settings.ring_total_bytes // max(1, len(self.rooms)))
+        return self._ring_bytes
+
+    def _share_ring_bytes(self) -> None:
+        share = self._settings.ring_total_bytes // max(1, len(self.rooms))
+        self._ring_bytes = min(self._settings.ring_batch_bytes, share)
 
     def tick(self) -> None:
         """Once a second: drop rooms that have been empty for the grace period, trim the rings."""
-        now, limit = self._now(), self.ring_bytes()
+        self._share_ring_bytes()
+        now, limit = self._now(), self._ring_bytes
         grace = self._settings.subscription_grace_seconds
         for room in tuple(self.rooms.values()):
             room.ring.trim(limit)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ujson
 
+from tornadochat._fastframe import plain_message, plain_send
 from tornadochat.errors import ProtocolError
 from tornadochat.text_rules import check_text, normalise_room
 
@@ -143,6 +144,12 @@ def parse_command(payload: bytes, limits: Limits) -> Command:
         ProtocolError: It is no command; the error names what to correct. Unknown fields are ignored,
             so that the protocol can grow.
     """
+    plain = plain_send(payload, min(limits.text_chars, limits.text_bytes))
+    return parse_json(payload, limits) if plain is None else Send._make(plain)
+
+
+def parse_json(payload: bytes, limits: Limits) -> Command:
+    """``parse_command`` for every payload, also those that are no plain ``send``."""
     try:
         found = ujson.loads(payload)
     except (ValueError, RecursionError):
@@ -261,7 +268,8 @@ def message_body(room: str, message_id: str, user: User, text: str, ts_ms: int) 
     Args:
         ts_ms: When it was received, in milliseconds since 1970.
     """
-    return _event(
+    plain = plain_message(room, message_id, user.id, user.name, text, ts_ms)
+    return plain or _event(
         {"type": "message", "room": room, "id": message_id, "user": _user(user), "text": text, "ts": ts_ms}
     )
 

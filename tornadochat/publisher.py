@@ -282,22 +282,20 @@ class Publisher:
                 return
             queue.batch = _next_batch(queue.waiting)
             queue.fresh_epoch = next(self.epochs)
-        keys = queue.keys
-        arguments: list[Any] = [
-            *("EVALSHA", self._publish_script.digest, 5, *keys),
+        arguments: list[str | bytes] = [
+            *("EVALSHA", self._publish_script.digest, "5", *queue.keys),
             *(link.info.run_id, queue.fresh_epoch),
         ]
         for message in queue.batch:
             arguments += message[:3]
-        link.call(functools.partial(self._replied, queue, queue.batch, monotonic()), *arguments)
+        link.call_packed(functools.partial(self._replied, queue, queue.batch, monotonic()), arguments)
 
     def _replied(self, queue: RoomQueue, batch: list[Waiting], sent: float, reply: Any) -> None:
         if queue.batch is not batch:
             return  # it was given up, and its senders know that the outcome is unknown
-        if isinstance(reply, hiredis.ReplyError):
-            self._retry_after_error(queue, batch, reply)
-            return
-        if isinstance(reply, Exception):
+        if type(reply) is not list:
+            if isinstance(reply, hiredis.ReplyError):
+                self._retry_after_error(queue, batch, reply)
             return  # the connection is gone; the batch goes first on the next one
         if self.on_publish_seconds is not None:
             self.on_publish_seconds(monotonic() - sent)
@@ -306,7 +304,8 @@ class Publisher:
         epoch = reply[0].decode("ascii")
         if self._idle is not None and not self._count:
             self._idle.set()
-        self._send(queue)
+        if queue.waiting:
+            self._send(queue)
         for message, seq in zip(batch, reply[2:], strict=True):
             status = "stored" if seq > 0 else "repeat" if seq < 0 else "id_reused"
             _answer(message.reply, Outcome(status, epoch, abs(seq)))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import hiredis
 
+from tornadochat._fastframe import pack_arguments
 from tornadochat.errors import StoreError, StoreRefused, Unavailable
 from tornadochat.store_address import Address, find_primary
 from tornadochat.worker_loop import at_end_of_turn, open_stream
@@ -161,16 +162,27 @@ class Link(asyncio.Protocol):
         self._replies.append(reply)
         self.send(*command)
 
+    def call_packed(self, reply: Reply, arguments: list[str | bytes]) -> None:
+        """``call`` for the commands that come by the thousand."""
+        self._replies.append(reply)
+        self._put(b"*%d\r\n%b" % (len(arguments), pack_arguments(arguments)))
+
     def send(self, *command: Any) -> None:
         """Send one command whose reply is pushed, with everything else of this turn of the loop."""
+        self._put(hiredis.pack_command(command))
+
+    def _put(self, packed: bytes) -> None:
         if not self._out:
             self._at_end_of_turn(self.flush)
-        self._out.append(hiredis.pack_command(command))
+        self._out.append(packed)
 
     def flush(self) -> None:
         """Write what was sent so far; without it that is done at the end of the turn."""
-        out, self._out = self._out, []
-        if out and self._transport is not None:
+        out = self._out
+        if not out:
+            return
+        self._out = []
+        if self._transport is not None:
             self._transport.write(b"".join(out) if len(out) > 1 else out[0])
 
     @property

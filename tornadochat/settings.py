@@ -143,6 +143,9 @@ class Settings:
         "tuning",
         "batch_window",
     )
+    compression: bool = option(False, "permessage-deflate for clients that offer it", "tuning")
+    compression_level: int = option(1, "level of zlib, 1 (fast) to 9 (small)", "tuning")
+    compression_min_bytes: int = option(128, "bytes of an event below which it is not compressed", "tuning")
     # 2 ms cost a delivery 3 ms of delay, and take a third off the CPU where most rooms are small.
     turn_interval_ms: float = option(
         2.0,

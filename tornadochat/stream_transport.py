@@ -30,7 +30,7 @@ from tornadochat._fastframe import (
 from tornadochat.errors import FrameError
 
 if TYPE_CHECKING:
-    from tornadochat._fastframe import Batch
+    from tornadochat._fastframe import Batch, Deflater
     from tornadochat.transport import OnClosed, OnDrained, OnGap, OnText
 
 log = logging.getLogger("tornadochat")
@@ -78,9 +78,17 @@ class StreamTransport:
     """All members of this worker that talk through an IOStream."""
 
     def __init__(
-        self, limits: Limits, *, on_text: OnText, on_closed: OnClosed, on_drained: OnDrained, on_gap: OnGap
+        self,
+        limits: Limits,
+        *,
+        on_text: OnText,
+        on_closed: OnClosed,
+        on_drained: OnDrained,
+        on_gap: OnGap,
+        deflater: Deflater | None = None,
     ) -> None:
         self.limits = limits
+        self.deflater = deflater
         self.on_text, self.on_closed = on_text, on_closed
         self.on_drained, self.on_gap = on_drained, on_gap
         self.on_work_left: Callable[[], None] | None = None
@@ -93,12 +101,12 @@ class StreamTransport:
         """Open connections."""
         return len(self.members)
 
-    def attach(self, stream: IOStream, owner: Any) -> StreamConnection:
+    def attach(self, stream: IOStream, owner: Any, deflates: bool = False) -> StreamConnection:
         """Take over a stream whose handshake is answered; ``start`` begins to read it."""
         stream.set_nodelay(True)  # batches are made here already
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-        connection = StreamConnection(self, stream, owner)
+        connection = StreamConnection(self, stream, owner, deflates)
         self.members.add(connection)
         return connection
 
@@ -139,18 +147,20 @@ class StreamConnection:
         "_writing",
         "channels",
         "closed",
+        "deflates",
         "owner",
         "replaying",
     )
 
-    def __init__(self, transport: StreamTransport, stream: IOStream, owner: Any) -> None:
+    def __init__(self, transport: StreamTransport, stream: IOStream, owner: Any, deflates: bool) -> None:
         now = time.monotonic()
         self.owner = owner
         self.closed = False
+        self.deflates = deflates and transport.deflater is not None
         self.channels: set[StreamChannel] = set()
         self._transport = transport
         self._stream = stream
-        self._decoder = FrameDecoder(transport.limits.max_message_bytes)
+        self._decoder = FrameDecoder(transport.limits.max_message_bytes, deflates=deflates)
         self._queue: deque[Queued] = deque()
         self._answer_bytes = self._room_bytes = self._replay_bytes = 0
         self._gapped: set[StreamChannel] = set()
@@ -420,7 +430,8 @@ class StreamChannel:
         """See ``transport.Channel``."""
         entry = self.entries[connection]
         if batch.last_seq >= entry.next_seq:
-            self._send(connection, entry, batch, batch.frames(entry.next_seq), replayed=True)
+            data = self._form(batch, connection.deflates).frames(entry.next_seq)
+            self._send(connection, entry, batch, data, replayed=True)
             if connection.replay_in_flight > self._transport.limits.replay_bytes // 2:
                 connection.replaying = True
         return connection.replay_in_flight
@@ -440,14 +451,23 @@ class StreamChannel:
 
     def broadcast(self, batch: Batch) -> None:
         """See ``transport.Channel``."""
-        whole = batch.frames()
+        wholes: dict[bool, bytes] = {}  # plain and compressed, each made once and only if somebody wants it
         for connection, entry in tuple(self.entries.items()):
+            deflates = connection.deflates
+            if deflates not in wholes:
+                wholes[deflates] = self._form(batch, deflates).frames()
+            data = wholes[deflates]
             if not batch.first_seq:
                 if connection.backlog <= PLAIN_BACKLOG_BYTES:
-                    connection.send_event(self, whole, 0, False)
+                    connection.send_event(self, data, 0, False)
             elif entry.live and batch.last_seq >= entry.next_seq:
-                late = entry.next_seq > batch.first_seq
-                self._send(connection, entry, batch, batch.frames(entry.next_seq) if late else whole, False)
+                if entry.next_seq > batch.first_seq:
+                    data = self._form(batch, deflates).frames(entry.next_seq)
+                self._send(connection, entry, batch, data, False)
+
+    def _form(self, batch: Batch, deflates: bool) -> Batch:
+        deflater = self._transport.deflater
+        return deflater.deflate(batch) if deflates and deflater is not None else batch
 
     def reset(self, notice: Batch, next_seq: int) -> None:
         """See ``transport.Channel``."""

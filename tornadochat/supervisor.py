@@ -19,8 +19,10 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING
 
+import tornado.process
 from tornado.process import cpu_count, fork_processes
 
 from tornadochat import __version__, metrics
@@ -168,8 +170,7 @@ class Supervisor:
         parent = os.getpid()
         pipes = [os.pipe() for _ in slots]
         self._forking, self._all_forked = True, False
-        # An exception that a handler raises within a fork's own callbacks is swallowed by Python; so
-        # it is raised again until the parent has left.
+        # Until the parent has left; see ``_leave_fork``.
         signal.setitimer(signal.ITIMER_REAL, LEAVE_SECONDS, LEAVE_SECONDS)
         number = None
         with contextlib.suppress(_Forked, RuntimeError, SystemExit):
@@ -260,9 +261,12 @@ class Supervisor:
         for number in (signal.SIGUSR1, signal.SIGALRM):
             signal.signal(number, self._leave_fork)
 
-    def _leave_fork(self, number: int, _frame: Any) -> None:
+    def _leave_fork(self, number: int, frame: FrameType | None) -> None:
         self._all_forked = self._all_forked or number == signal.SIGUSR1
-        if self._forking and self._all_forked:
+        # Within a fork's own callbacks Python would swallow it, and print a traceback; the alarm
+        # comes again.
+        waits = frame is not None and frame.f_code.co_filename == tornado.process.__file__
+        if self._forking and self._all_forked and waits:
             raise _Forked
 
     def _watch(self) -> None:

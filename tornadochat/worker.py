@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import ujson
 
 from tornadochat import protocol
+from tornadochat._fastframe import Deflater
 from tornadochat.auth import Authenticator, load_secrets
 from tornadochat.broker import Broker
 from tornadochat.errors import StoreError
@@ -132,11 +133,14 @@ class Worker:
             "on_gap": Member.gapped,
         }
         limits = transport_limits(settings)
-        self.streams = StreamTransport(limits, **callbacks)
+        deflater = None
+        if settings.compression:
+            deflater = Deflater(settings.compression_level, settings.compression_min_bytes)
+        self.streams = StreamTransport(limits, **callbacks, deflater=deflater)
         self.reactor: Any = self.streams
         if self.plain_sockets:
             poller = self.loop.poller if isinstance(self.loop, WorkerLoop) else None
-            self.reactor = Reactor(**callbacks, **limits._asdict(), poller=poller)
+            self.reactor = Reactor(**callbacks, **limits._asdict(), deflater=deflater, poller=poller)
         self.transports: list[Any] = [self.reactor, self.streams]
         self.gateway = make_gateway(self)
         self.hub = Hub(
@@ -317,11 +321,11 @@ class Worker:
         identity = upgraded.identity
         welcome = protocol.welcome(identity.user, identity.session, self.rules.limits)
         if upgraded.stream is None:
-            connection = member.connection = self.reactor.attach(upgraded.fd, member)
+            connection = member.connection = self.reactor.attach(upgraded.fd, member, upgraded.deflates)
             connection.send_text(welcome)
             connection.feed(upgraded.received)
         else:
-            stream = member.connection = self.streams.attach(upgraded.stream, member)
+            stream = member.connection = self.streams.attach(upgraded.stream, member, upgraded.deflates)
             stream.send_text(welcome)
             stream.start(upgraded.received)
         if self.settings.join_seconds:

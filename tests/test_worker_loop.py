@@ -1,0 +1,239 @@
+"""The worker's own loop: asyncio works on it as on any other, and what it handles itself is in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tornadochat._poller", reason="the poller needs Linux' epoll")
+from tornadochat._poller import Poller
+from tornadochat.worker_loop import WorkerLoop, at_end_of_turn, open_stream
+
+
+def run(work: Coroutine[Any, Any, Any], interval: float = 0.0) -> Any:
+    with asyncio.Runner(loop_factory=lambda: WorkerLoop(interval)) as runner:
+        return runner.run(asyncio.wait_for(work, 20))
+
+
+class Noted(asyncio.Protocol):
+    """Keeps what a stream brings."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.lost: list[Exception | None] = []
+        self.news = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        self.news.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost.append(error)
+        self.news.set()
+
+
+async def until(noted: Noted, done: Any) -> None:
+    while not done():
+        noted.news.clear()
+        await noted.news.wait()
+
+
+def test_timers_tasks_threads_and_sockets_work_as_on_any_loop() -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        order: list[str] = []
+        loop.call_later(0.03, order.append, "later")
+        loop.call_later(0.01, order.append, "sooner")
+        loop.call_soon(order.append, "soon")
+        assert await asyncio.to_thread(lambda: "thread") == "thread"
+        await asyncio.sleep(0.05)
+        assert order == ["soon", "sooner", "later"]
+        server = await asyncio.start_server(lambda reader, writer: echo(reader, writer), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        big = os.urandom(1 << 20)
+        writer.write(big)
+        assert await reader.readexactly(len(big)) == big
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+        await server.wait_closed()
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    run(work())
+
+
+def test_a_signal_wakes_a_loop_that_waits_for_nothing() -> None:
+    async def work() -> None:
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, stopped.set)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await asyncio.wait_for(stopped.wait(), 2)
+
+    run(work())
+
+
+def test_a_timer_is_in_time_while_a_stream_keeps_the_loop_in_its_turns() -> None:
+    """Turns that concern the poller alone do not go back to asyncio; a timer that is due does."""
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        noted = Noted()
+        from tornadochat._poller import Stream
+
+        stream = Stream(loop.poller, near.detach(), noted)  # type: ignore[attr-defined]
+        ended = []
+        loop.call_later(0.2, ended.append, True)
+
+        def feed() -> None:
+            while not ended:
+                far.sendall(b"x")
+                time.sleep(0.0005)
+
+        feeding = asyncio.ensure_future(asyncio.to_thread(feed))
+        begun = loop.time()
+        await feeding
+        assert loop.time() - begun < 2
+        stream.abort()
+        far.close()
+        await until(noted, lambda: noted.lost)
+
+    run(work(), interval=0.002)
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp", "name"])
+def test_a_stream_brings_all_bytes_in_order_and_tells_of_its_end(kind: str, tmp_path: Any) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        if kind == "unix":
+            listener, place = socket.socket(socket.AF_UNIX), str(tmp_path / "sock")
+            listener.bind(place)
+            listener.listen()
+        else:
+            listener = socket.create_server(("127.0.0.1", 0))
+            place = ("localhost" if kind == "name" else "127.0.0.1", listener.getsockname()[1])  # type: ignore[assignment]
+        listener.setblocking(False)
+        noted = Noted()
+        accepting = asyncio.ensure_future(loop.sock_accept(listener))
+        stream = await open_stream(loop, noted, place)
+        far, _ = await accepting
+        sent = os.urandom(3 << 20)
+        for at in range(0, len(sent), 700_000):  # more than the socket takes at once
+            stream.write(sent[at : at + 700_000])
+        got = b""
+        while len(got) < len(sent):
+            got += await loop.sock_recv(far, 1 << 16)
+        assert got == sent
+        await loop.sock_sendall(far, sent[:200_000])
+        await until(noted, lambda: len(noted.data) == 200_000)
+        assert noted.data == sent[:200_000]
+        far.close()
+        await until(noted, lambda: noted.lost)
+        assert noted.lost == [None]
+        stream.write(b"nobody reads this")  # no error: the end was told
+        stream.abort()
+        await asyncio.sleep(0)
+        assert len(noted.lost) == 1
+        listener.close()
+
+    run(work())
+
+
+def test_an_address_that_nobody_listens_at_is_an_error() -> None:
+    async def work() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            place = listener.getsockname()
+        with pytest.raises(OSError):
+            await open_stream(asyncio.get_running_loop(), Noted(), place)
+        with pytest.raises(OSError):
+            await open_stream(asyncio.get_running_loop(), Noted(), "/nowhere/sock")
+
+    run(work())
+
+
+def test_a_protocol_that_fails_ends_its_stream_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Noted):
+        def data_received(self, data: bytes) -> None:
+            raise ValueError("no")
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        listener = socket.create_server(("127.0.0.1", 0))
+        noted = Failing()
+        await open_stream(loop, noted, listener.getsockname())
+        far, _ = listener.accept()
+        far.sendall(b"x")
+        await until(noted, lambda: noted.lost)
+        assert isinstance(noted.lost[0], ValueError)
+        far.close()
+        listener.close()
+
+    run(work())
+    assert "protocol failed" in caplog.text
+
+
+def test_the_end_of_a_turn_comes_before_the_loop_waits() -> None:
+    async def work() -> None:
+        loop, order = asyncio.get_running_loop(), []
+        at_end = at_end_of_turn(loop)
+
+        def first() -> None:
+            order.append("first")
+            at_end(lambda: order.append("added meanwhile"))
+
+        at_end(first)
+        at_end(lambda: 1 / 0)  # logged, and the others are called all the same
+        at_end(lambda: order.append("second"))
+        await asyncio.sleep(0.01)
+        assert order == ["first", "second", "added meanwhile"]
+
+    run(work())
+
+
+def test_any_other_loop_gets_the_plain_way() -> None:
+    async def work() -> list[str]:
+        loop, order = asyncio.get_running_loop(), []
+        at_end_of_turn(loop)(lambda: order.append("called"))
+        await asyncio.sleep(0)
+        listener = socket.create_server(("127.0.0.1", 0))
+        transport = await open_stream(loop, Noted(), listener.getsockname())
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
+        await asyncio.sleep(0)
+        listener.close()
+        return order
+
+    assert asyncio.run(work()) == ["called"]
+
+
+def test_a_quiet_poller_does_not_nap_and_a_busy_one_does_between_two_turns() -> None:
+    near, far = socket.socketpair()
+    poller = Poller(0.002)
+    poller.watch(near.fileno(), 1, False)
+    far.send(b"x")
+    turns = 0
+    begun = time.monotonic()
+    assert poller.wait(1.0)  # the first events of a quiet worker are handled at once
+    assert time.monotonic() - begun < 0.015
+    begun = time.monotonic()
+    while time.monotonic() - begun < 0.3:
+        poller.wait(1.0)
+        turns += 1
+    # Readable all the time: without pauses these would be tens of thousands, not 1,500 a second.
+    assert turns < 1000
+    poller.forget(near.fileno())
+    near.close()
+    far.close()
