@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import socket
 import ssl
 import subprocess
@@ -15,6 +16,10 @@ from typing import Any
 from urllib.parse import quote
 
 from websockets.sync.client import ClientConnection, connect
+
+# How many times slower than usual everything is; time-outs grow by it. A debugger or a sanitizer sets it.
+SLOWNESS = float(os.environ.get("CHAT_TEST_SLOWNESS", "1"))
+SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 
 _numbers = itertools.count(1)
 
@@ -84,7 +89,7 @@ class Person:
 
     def expect(self, kind: str, timeout: float = 5.0, **fields: Any) -> dict[str, Any]:
         """The next event of a kind (with these fields); others are passed over."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * SLOWNESS
         while True:
             event = self.read(max(0.01, deadline - time.monotonic()))
             if event["type"] == kind and all(event.get(name) == value for name, value in fields.items()):
@@ -140,7 +145,7 @@ def http(port: int, method: str, path: str, body: Any = None, headers: dict[str,
     for name, value in (headers or {}).items():
         request.add_header(name, value)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=10 * SLOWNESS) as answer:
             return Answer(answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -172,7 +177,7 @@ def request_bytes(
 
 def dial(port: int) -> socket.socket:
     """A plain TCP connection."""
-    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+    sock = socket.create_connection(("127.0.0.1", port), timeout=10 * SLOWNESS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 

@@ -15,6 +15,7 @@ import hiredis
 import pytest
 import redis
 
+from tests.support import SLOWNESS
 from tornadochat._fastframe import pack_arguments, published_bodies, published_header
 from tornadochat.broker import Broker, Outcome
 from tornadochat.embedded import EmbeddedStore
@@ -82,7 +83,7 @@ def run(url: str, work: Work, **changed: Any) -> None:
             await bench.broker.close()
 
     async def whole() -> None:
-        async with asyncio.timeout(30), made() as bench:
+        async with asyncio.timeout(30 * SLOWNESS), made() as bench:
             await bench.up()
             await work(bench)
 

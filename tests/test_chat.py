@@ -17,7 +17,7 @@ import redis
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from bench.processes import Server, running_server
-from tests.support import Person, http, make_certificate, new_id
+from tests.support import SLOWNESS, Person, http, make_certificate, new_id
 from tornadochat.embedded import EmbeddedStore
 
 
@@ -420,7 +420,7 @@ def test_a_store_that_lost_everything_costs_the_history_but_not_the_sessions(tmp
         subprocess.run(["kill", "-9", str(server.workers[0])], check=True)
         with pytest.raises(ConnectionClosed):
             ada.expect("nothing")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 10 * SLOWNESS
         while True:
             try:
                 again = Person(server.port, token=ada.welcome["session"])

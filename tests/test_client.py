@@ -14,7 +14,7 @@ import tornado.websocket
 
 from bench.processes import Server
 from tests.conftest import ROOT
-from tests.support import Person, http
+from tests.support import SLOWNESS, Person, http
 from tornadochat import client_room
 from tornadochat.client import (
     Client,
@@ -40,7 +40,7 @@ def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a test's coroutine; none may hang."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(SECONDS * SLOWNESS):
             await story()
 
     asyncio.run(bounded())

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support import SLOWNESS
 from tornadochat.embedded import EmbeddedStore
 from tornadochat.errors import StartError
 
@@ -105,7 +106,7 @@ def test_it_ends_with_a_parent_that_is_killed_and_the_next_one_starts(tmp_path: 
     parent.stdout.close()
     store = EmbeddedStore(tmp_path)
     store.start()  # at once, while the orphan may still be ending
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 5 * SLOWNESS
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from bench.processes import Server, free_port, running_server
-from tests.support import Person, http, make_certificate
+from tests.support import SLOWNESS, Person, http, make_certificate
 from tornadochat.embedded import find_binary
 from tornadochat.errors import StartError, Unavailable
 from tornadochat.redis_link import Link
@@ -62,7 +62,7 @@ def running_sentinel(folder: Path, primary_port: int, port: int) -> Iterator[Non
 
 
 def wait_until_up(client: redis.Redis) -> None:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + START_SECONDS * SLOWNESS
     while True:
         try:
             client.ping()
@@ -94,7 +94,7 @@ class Pair:
 
     @staticmethod
     def _wait(condition: object) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS * SLOWNESS
         while not condition():  # type: ignore[operator]
             assert time.monotonic() < deadline, "it did not become so in time"
             time.sleep(0.02)
@@ -149,7 +149,7 @@ def test_a_sentinel_leads_to_the_new_primary_and_nothing_is_lost(pair: Pair, tmp
 
 def assert_api_works(server: Server) -> None:
     """The connections of redis-py have moved too."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 10 * SLOWNESS
     while http(server.port, "GET", "/api/rooms").status != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import SLOWNESS
 from tornadochat.metrics import TRANSPORT_COUNTERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +59,7 @@ def test_the_package_starts_from_any_folder(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=20 * SLOWNESS,
     )
     assert found.returncode == 0 and found.stdout.startswith("tornadochat ")
 

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from bench import rolling
 from bench.processes import Server, command, free_port, running_server, tree
-from tests.support import Person, http
+from tests.support import SLOWNESS, Person, http
 
 pytestmark = pytest.mark.faults
 QUICK = "--drain-seconds=0.3"
@@ -28,7 +28,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> float:
     """Wait until something is so; returns how long it took."""
     begin = time.monotonic()
     while not condition():
-        assert time.monotonic() - begin < seconds, "it did not become so in time"
+        assert time.monotonic() - begin < seconds * SLOWNESS, "it did not become so in time"
         time.sleep(0.01)
     return time.monotonic() - begin
 
@@ -50,7 +50,7 @@ def test_a_killed_worker_is_back_within_a_second_and_others_are_unaffected(tmp_p
         victim, survivor = server.workers
         os.kill(victim, signal.SIGKILL)
         took = wait_for(lambda: len(server.workers) == 2 and victim not in server.workers)
-        assert took < 1.0 and survivor in server.workers
+        assert took < 1.0 * SLOWNESS and survivor in server.workers
         stayed = []
         for person in people:
             try:
@@ -73,7 +73,7 @@ def test_a_worker_is_replaced_however_often(tmp_path: Path) -> None:
             wait_for(lambda: http_ready(server))
             os.kill(victim, signal.SIGKILL)
             wait_for(lambda victim=victim: server.workers not in ([], [victim]), 2.0)  # type: ignore[misc]
-        assert wait_for(lambda: http_ready(server)) < 3
+        assert wait_for(lambda: http_ready(server)) < 3 * SLOWNESS
 
 
 def http_ready(server: Server) -> bool:
@@ -91,7 +91,7 @@ def test_a_signal_ends_everything_the_store_last(tmp_path: Path, number: int) ->
             pids = server.pids
             assert len(pids) == 5 and server.store is not None
             server.process.send_signal(number)
-            assert server.process.wait(8) == 0
+            assert server.process.wait(8 * SLOWNESS) == 0
         assert gone(pids)
     assert not (tmp_path / "store.sock").exists()
 
@@ -102,7 +102,7 @@ def test_a_terminals_ctrl_c_reaches_the_group_and_still_drains_in_order(tmp_path
         for pid in (server.process.pid, *server.workers):
             with contextlib.suppress(ProcessLookupError):  # the parent may have ended it by then
                 os.kill(pid, signal.SIGINT)
-        assert server.process.wait(8) == 0
+        assert server.process.wait(8 * SLOWNESS) == 0
         assert gone(pids) and "Traceback" not in log_of(tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_sighup_replaces_every_worker_without_refusing_anybody(tmp_path: Path) -
         before = server.workers
         server.process.send_signal(signal.SIGHUP)
         connects = 0
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 15 * SLOWNESS
         while set(before) & set(server.workers):
             try:
                 with Person(server.port) as person:
@@ -175,7 +175,7 @@ def test_a_worker_that_is_killed_while_it_is_replaced_does_not_stop_the_others(t
         assert gone([first, second]) and log.read_text().count("has drained") == 1
     finally:
         process.terminate()
-        process.communicate(timeout=15)
+        process.communicate(timeout=15 * SLOWNESS)
 
 
 def test_a_worker_that_somebody_tells_to_end_has_a_successor_at_once(tmp_path: Path) -> None:
@@ -206,7 +206,10 @@ def test_the_embedded_store_is_started_again_when_it_dies(tmp_path: Path) -> Non
 def start(*options: str) -> subprocess.CompletedProcess[str]:
     """Start a server that should end by itself."""
     return subprocess.run(
-        [sys.executable, "-P", "-m", "tornadochat", *options], capture_output=True, text=True, timeout=20
+        [sys.executable, "-P", "-m", "tornadochat", *options],
+        capture_output=True,
+        text=True,
+        timeout=20 * SLOWNESS,
     )
 
 
@@ -246,7 +249,7 @@ def test_an_unreachable_redis_is_waited_for(tmp_path: Path) -> None:
         assert http(port, "GET", "/readyz").status == 503
     finally:
         process.terminate()
-        output, _ = process.communicate(timeout=10)
+        output, _ = process.communicate(timeout=10 * SLOWNESS)
     assert "cannot be reached" in output and process.returncode == 0
 
 
@@ -267,7 +270,7 @@ def test_a_worker_that_cannot_start_is_retried_with_back_off(tmp_path: Path) -> 
     time.sleep(2.5)
     pids = tree(process.pid)
     process.terminate()
-    _, output = process.communicate(timeout=15)
+    _, output = process.communicate(timeout=15 * SLOWNESS)
     assert process.returncode == 0 and gone(pids)
     tries = output.count("no luck today")
     assert 3 <= tries <= 12 and "trying again in 0.1 s" in output and "trying again in 0.8 s" in output
@@ -294,7 +297,7 @@ def test_a_signal_that_a_fork_hook_swallows_does_not_hang_the_parent(tmp_path: P
     try:
         assert select.select([process.stdout], [], [], 10)[0] and process.stdout.readline() == "up\n"
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=10 * SLOWNESS)
         assert process.returncode == 0
     finally:
         process.kill()

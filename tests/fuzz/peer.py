@@ -10,26 +10,51 @@ a close frame and limits control frames too. What is added here:
 - a close code is judged before the reason behind it (section 7.4);
 - the limit of a message does not count control frames, which have one of their own (section 5.5);
 - text is UTF-8 (section 8.1), found wrong at its first wrong byte, by Python's own decoder.
+
+Of a compressed message (RFC 7692) the package inflates what is one stream; what is no stream it calls a
+breach of the protocol, here it is bad data. It drops what stands behind the end of a stream (section
+7.2.3.5), so that several streams are read here, by the same zlib.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
+import dataclasses
 import struct
+import zlib
 from collections.abc import Generator
 
 from websockets.exceptions import PayloadTooBig, ProtocolError
-from websockets.frames import Close, Frame
+from websockets.extensions.base import Extension
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Close, Frame, Opcode
+from websockets.typing import ExtensionName
 
 TEXT, CLOSE = 0x1, 0x8
+RSV1 = 0x40
+DEFLATE_TAIL = b"\x00\x00\xff\xff"
+MAX_STREAMS = 8
+
+
+class TakeRsv1(Extension):
+    """Lets a message be called compressed, on its first frame alone (RFC 7692 section 6)."""
+
+    name = ExtensionName("permessage-deflate")
+
+    def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
+        """The frame, still compressed, without the bit."""
+        starts = frame.opcode in (Opcode.TEXT, Opcode.BINARY)
+        return dataclasses.replace(frame, rsv1=False) if starts else frame
 
 
 class Bytes:
     """Bytes to parse a frame from; beyond their end they are zero."""
 
-    def __init__(self, data: bytes, at: int = 0) -> None:
+    def __init__(self, data: bytes, at: int = 0, deflates: bool = False) -> None:
         self.data = data
         self.at = at
+        self.extensions = [TakeRsv1()] if deflates else []
 
     def read_exact(self, size: int) -> Generator[None, None, bytes]:
         """As ``Frame.parse`` wants it; never waits."""
@@ -43,7 +68,7 @@ class Bytes:
         Raises:
             ProtocolError, PayloadTooBig: As ``Frame.parse``.
         """
-        parser = Frame.parse(self.read_exact, mask=masked, max_size=limit)
+        parser = Frame.parse(self.read_exact, mask=masked, max_size=limit, extensions=self.extensions)
         try:
             next(parser)
         except StopIteration as end:
@@ -65,7 +90,7 @@ class Breach(Exception):
     """The peer breached RFC 6455; its argument is the close code."""
 
 
-def _check_head(head: bytes, masked: bool, in_message: bool) -> None:
+def _check_head(head: bytes, masked: bool, in_message: bool, deflates: bool) -> None:
     """The first two bytes of a frame.
 
     Raises:
@@ -73,7 +98,7 @@ def _check_head(head: bytes, masked: bool, in_message: bool) -> None:
     """
     opcode, size = head[0] & 0xF, head[1] & 0x7F
     try:
-        Bytes(bytes((head[0], head[1] & 0x80))).frame(masked)
+        Bytes(bytes((head[0], head[1] & 0x80)), deflates=deflates).frame(masked)
     except ProtocolError:
         raise Breach(1002) from None
     if size > 125 if opcode & 0x8 else in_message is bool(opcode):
@@ -103,14 +128,65 @@ def _check_close(payload: bytes) -> None:
         raise Breach(1007) from None
 
 
+def _inflate(payload: bytes, limit: int) -> bytes:
+    """A compressed message.
+
+    Raises:
+        Breach: It is no deflate stream, or more than ``limit`` bytes.
+    """
+    found, data = b"", payload + DEFLATE_TAIL
+    for count in range(1, MAX_STREAMS + 1):
+        stream = zlib.decompressobj(-15)
+        try:
+            found += stream.decompress(data, limit + 1 - len(found))
+        except zlib.error:
+            raise Breach(1007) from None
+        if len(found) > limit:
+            raise Breach(1009)
+        data = stream.unused_data
+        if not stream.eof or not data:
+            return found
+        if data in (DEFLATE_TAIL, b"\0" + DEFLATE_TAIL) and count < MAX_STREAMS:
+            return found
+    raise Breach(1007)
+
+
+def _inflate_one(payload: bytes, limit: int) -> bytes:
+    """As ``_inflate``, of a message that is one stream without an end, by ``websockets``."""
+    inflater = PerMessageDeflate(True, True, 15, 15)
+    try:
+        frame = inflater.decode(Frame(Opcode.BINARY, payload, rsv1=True), max_size=limit + 1)
+    except ProtocolError:
+        raise Breach(1007) from None
+    except PayloadTooBig:
+        raise Breach(1009) from None
+    if len(frame.data) > limit:
+        raise Breach(1009)
+    return bytes(frame.data)
+
+
+def inflate(payload: bytes, limit: int) -> bytes:
+    """A compressed message (RFC 7692 section 7.2.2).
+
+    Raises:
+        Breach: It is no deflate stream, or more than ``limit`` bytes.
+    """
+    stream = zlib.decompressobj(-15)
+    with contextlib.suppress(zlib.error):
+        stream.decompress(payload + DEFLATE_TAIL, limit + 1)
+    return _inflate(payload, limit) if stream.eof else _inflate_one(payload, limit)
+
+
 class Peer:
     """Reads what came so far: see ``peer_reads``."""
 
-    def __init__(self, data: bytes, limit: int, masked: bool) -> None:
+    def __init__(self, data: bytes, limit: int, masked: bool, deflates: bool) -> None:
         self.messages: list[tuple[int, bytes]] = []
         self._data = data
         self._limit = limit
         self._masked = masked
+        self._deflates = deflates
+        self._compressed = False
         self._opcode = 0
         self._partial = b""
         self._text = codecs.getincrementaldecoder("utf-8")()
@@ -127,12 +203,12 @@ class Peer:
 
     def _read_frame(self, at: int) -> int:
         head = self._data[at : at + 14]
-        _check_head(head, self._masked, bool(self._opcode))
+        _check_head(head, self._masked, bool(self._opcode), self._deflates)
         begin = at + 2 + {126: 2, 127: 8}.get(head[1] & 0x7F, 0) + (4 if self._masked else 0)
         if begin > len(self._data):
             return len(self._data)
         _check_length(head)
-        source = Bytes(self._data, at)
+        source = Bytes(self._data, at, self._deflates)
         control = bool(head[0] & 0x8)
         try:
             frame = source.frame(self._masked, None if control else self._limit - len(self._partial))
@@ -141,6 +217,8 @@ class Peer:
         whole = source.at <= len(self._data)
         payload = bytes(frame.data[: len(self._data) - begin])
         if not control:
+            if frame.opcode:
+                self._compressed = bool(head[0] & RSV1)
             self._read_data(frame, payload, whole)
         elif whole:
             if frame.opcode == CLOSE:
@@ -152,25 +230,36 @@ class Peer:
         if frame.opcode:
             self._opcode = int(frame.opcode)
             self._text.reset()
-        if self._opcode == TEXT:
-            try:
-                self._text.decode(payload, final=whole and frame.fin)
-            except UnicodeDecodeError:
-                raise Breach(1007) from None
+        if not self._compressed:
+            self._check_text(payload, whole and frame.fin)
         self._partial += payload
         if whole and frame.fin:
-            self.messages.append((self._opcode, self._partial))
+            message = self._partial
+            if self._compressed:
+                message = inflate(message, self._limit)
+                self._check_text(message, final=True)
+            self.messages.append((self._opcode, message))
             self._opcode, self._partial = 0, b""
 
+    def _check_text(self, payload: bytes, final: bool) -> None:
+        if self._opcode == TEXT:
+            try:
+                self._text.decode(payload, final)
+            except UnicodeDecodeError:
+                raise Breach(1007) from None
 
-def peer_reads(data: bytes, limit: int, masked: bool) -> tuple[list[tuple[int, bytes]], int]:
+
+def peer_reads(
+    data: bytes, limit: int, masked: bool, deflates: bool = False
+) -> tuple[list[tuple[int, bytes]], int]:
     """Messages and control frames in these bytes, and the close code of the first breach, 0 without one.
 
     Args:
-        limit: Bytes of one message, all its fragments together.
+        limit: Bytes of one message, all its fragments together, compressed and not.
         masked: Whether they come from a client.
+        deflates: Whether permessage-deflate is negotiated.
     """
-    peer = Peer(data, limit, masked)
+    peer = Peer(data, limit, masked, deflates)
     try:
         peer.read()
     except Breach as breach:

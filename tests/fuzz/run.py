@@ -21,12 +21,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests import sanitized
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "fuzz"
 CORPUS = HERE / "corpus"
-PACKAGE_FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
-FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined")
 COVERAGE = "-fsanitize-coverage=trace-pc,trace-cmp"
 # Above 1,000 the judge in Python takes most of the time; lengths are multiplied by the targets themselves.
 MAX_INPUT_BYTES = 1000
@@ -50,27 +50,16 @@ def runtime() -> Path:
 
 
 def build() -> None:
-    """The instrumented modules in ``build/fuzz/src``; what has not changed is not compiled again.
+    """The instrumented modules in ``build/fuzz/src``.
 
     They are linked without the sanitizers' libraries: their symbols are those of ``runtime``.
     """
-    source = BUILD / "src"
-    source.mkdir(parents=True, exist_ok=True)
-    for name in PACKAGE_FILES:
-        shutil.copy2(ROOT / name, source)
-    shutil.copytree(
-        ROOT / "tornadochat",
-        source / "tornadochat",
-        ignore=shutil.ignore_patterns("*.so", "static", "__pycache__"),
-        dirs_exist_ok=True,
-    )
+    BUILD.mkdir(parents=True, exist_ok=True)
     coverage, code = BUILD / "coverage.o", HERE / "coverage.c"
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    if not coverage.exists() or coverage.stat().st_mtime < code.stat().st_mtime:
+    changed = not coverage.exists() or coverage.stat().st_mtime < code.stat().st_mtime
+    if changed:
         subprocess.run(["gcc", "-O2", "-fPIC", "-c", code, "-o", coverage], check=True)
-        command.append("--force")
-    flags = {"CC": "gcc", "CHAT_CFLAGS": " ".join((*FLAGS, COVERAGE)), "CHAT_LDFLAGS": str(coverage)}
-    subprocess.run(command, cwd=source, env=os.environ | flags, check=True)
+    sanitized.build(BUILD, (*sanitized.FLAGS, COVERAGE), [str(coverage)], *(["--force"] if changed else []))
 
 
 def fuzz(target: str, *arguments: str | Path, **variables: str) -> tuple[int, Path]:
@@ -101,7 +90,9 @@ def prove() -> None:
     shutil.rmtree(found, ignore_errors=True)
     found.mkdir()
     compiled = BUILD / "planted.o"
-    subprocess.run(["gcc", "-fPIC", *FLAGS, COVERAGE, "-c", HERE / "planted.c", "-o", compiled], check=True)
+    subprocess.run(
+        ["gcc", "-fPIC", *sanitized.FLAGS, COVERAGE, "-c", HERE / "planted.c", "-o", compiled], check=True
+    )
     subprocess.run(["gcc", "-shared", compiled, BUILD / "coverage.o", "-o", library], check=True)
     options = ("-max_len=64", f"-max_total_time={PROOF_SECONDS}", f"-artifact_prefix={found}/", "-verbosity=0")
     fuzz("planted", *options, FUZZ_PLANTED=str(library))

@@ -9,25 +9,34 @@ of its name with a first input in ``corpus``.
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 
-from tests.fuzz.peer import parse_frames, peer_reads, read_published
+from tests.fuzz.peer import RSV1, Bytes, inflate, parse_frames, peer_reads, read_published
 from tornadochat._fastframe import (
     Batch,
+    Deflater,
     FrameDecoder,
     encode_close,
     encode_events,
     encode_frame,
     encode_plain,
     encode_published,
+    pack_arguments,
     pack_published,
+    plain_message,
+    plain_send,
     published_bodies,
     published_header,
 )
 from tornadochat.errors import FrameError
+from tornadochat.protocol import Limits, Send, parse_json
+from tornadochat.settings import Settings
 
 # Below, at and above a control frame's limit, and where a length takes eight bytes.
 LIMITS = (1, 125, 1000, 1 << 17)
+LIMITS_OF_TEXT = Limits.of(Settings())
 MAX_SEQ = (1 << 64) - 1
 Outcome = tuple[list[tuple[int, bytes]], int]
 
@@ -115,6 +124,41 @@ def messages(data: bytes) -> None:
         size = source.number(2) * 2 if kind & 0x20 else source.number(1)
         sent += encode_frame(kind & 0xF, source.long(size), mask, bool(kind & 0x80))
     check_decoder(lambda: FrameDecoder(limit, masked), sent, places, peer_reads(sent, limit, masked))
+
+
+def compressed(source: Source) -> bytes:
+    """A payload as a compressor makes it, whole or damaged, one stream or several."""
+    kind, payload = source.number(1), b""
+    for _ in range(kind & 3):
+        deflater = zlib.compressobj(1 + (kind >> 2 & 7), zlib.DEFLATED, -15)
+        text = source.long(source.number(2) if kind & 0x40 else source.number(1))
+        # A stream that ends, or one that goes on as the RFC wants it, without its last four bytes.
+        payload += deflater.compress(text) + deflater.flush(zlib.Z_FINISH if kind & 0x20 else zlib.Z_SYNC_FLUSH)
+    payload = payload.removesuffix(b"\x00\x00\xff\xff")
+    if kind & 0x80:
+        place, damage = source.number(1), source.take(source.number(1) & 7)
+        payload = payload[:place] + damage + payload[place + len(damage) :]
+    return payload
+
+
+def inflated(data: bytes) -> None:
+    """Messages of which some are compressed, in one frame or two."""
+    source = Source(data)
+    flags, places = source.number(1), source.take(3)
+    limit, masked = LIMITS[flags >> 1 & 3], not flags & 1
+    sent = b""
+    while source and len(sent) < 200_000:
+        kind, mask = source.number(1), source.take(4).ljust(4, b"\0") if masked else None
+        payload = compressed(source) if kind & 0x40 else source.take(source.number(1))
+        first = len(payload) * (kind >> 4 & 3) // 2
+        frames = [encode_frame(kind & 0xF, payload[:first], mask, first >= len(payload))]
+        if first < len(payload):
+            frames.append(encode_frame(0, payload[first:], mask))
+        sent += bytes((frames[0][0] | kind & 0x40,)) + b"".join(frames)[1:]
+        if kind & 0x80:
+            sent += source.take(source.number(1))
+    expected = peer_reads(sent, limit, masked, deflates=True)
+    check_decoder(lambda: FrameDecoder(limit, masked, True), sent, places, expected)
 
 
 # The encoders --------------------------------------------------------------------------------------
@@ -207,9 +251,78 @@ def joined(payloads: list[bytes], start: int) -> tuple[int, list[bytes] | None]:
     return start, found or None
 
 
+def deflated(data: bytes) -> None:
+    """Batches that are compressed once for all: the same events come out, in no more bytes."""
+    source, bodies = Source(data), list[bytes]()
+    first_seq, flags = source.number(8), source.number(1)
+    while source and len(bodies) < 10:
+        bodies.append(source.long(source.number(2) if flags & 0x80 else source.number(1)))
+    if flags & 0x40:
+        batch = encode_plain(bodies)
+    else:
+        made = batch_or_none(lambda: encode_events(first_seq, [b'{"' + body for body in bodies]))
+        if made is None:
+            return
+        batch = made
+    small = Deflater(1 + flags % 9, flags >> 3 & 7).deflate(batch)
+    assert small.size <= batch.size
+    assert (small.first_seq, small.last_seq, small.count) == (batch.first_seq, batch.last_seq, batch.count)
+    for skip in range(min(batch.count + 1, 3)) if batch.first_seq else (0,):
+        plain, packed = (each.frames(batch.first_seq + skip) for each in (batch, small))
+        rest = Bytes(packed, deflates=True)
+        for frame in parse_frames(plain):
+            smaller = packed[rest.at] & RSV1
+            payload = bytes(rest.frame(masked=False).data)
+            assert (inflate(payload, len(frame.data)) if smaller else payload) == frame.data
+        assert rest.at == len(packed)
+
+
+# The short ways of a message -----------------------------------------------------------------------
+
+
+def commands(data: bytes) -> None:
+    """The short way finds what the general parser finds, or nothing."""
+    plain = plain_send(data, LIMITS_OF_TEXT.text_chars)
+    if plain is not None:
+        assert parse_json(data, LIMITS_OF_TEXT) == Send._make(plain)
+
+
+def packing(data: bytes) -> None:
+    """Bodies and arguments of the store's commands that are put together without a general encoder."""
+    source, texts = Source(data), list[str]()
+    ts_ms = source.number(8)
+    while len(texts) < 5:
+        texts.append(source.take(source.number(1)).decode("utf-8", "surrogateescape" if ts_ms & 1 else "replace"))
+    room, message_id, user_id, name, text = texts
+    body = plain_message(room, message_id, user_id, name, text, ts_ms)
+    fields = {"room": room, "id": message_id, "user": {"id": user_id, "name": name}, "text": text, "ts": ts_ms}
+    if body is not None:
+        assert body == json.dumps({"type": "message", **fields}, separators=(",", ":")).encode()
+    arguments: list[str | bytes] = [*texts, data, source.rest()]
+    try:
+        expected: bytes | None = b"".join(bulk_string(argument) for argument in arguments)
+    except UnicodeEncodeError:
+        expected = None
+    try:
+        packed: bytes | None = pack_arguments(arguments)
+    except UnicodeEncodeError:
+        packed = None
+    assert packed == expected
+
+
+def bulk_string(argument: str | bytes) -> bytes:
+    """As RESP wants it."""
+    raw = argument.encode() if isinstance(argument, str) else argument
+    return b"$%d\r\n%b\r\n" % (len(raw), raw)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": wire,
     "messages": messages,
+    "inflated": inflated,
     "batches": batches,
     "published": published,
+    "deflated": deflated,
+    "commands": commands,
+    "packing": packing,
 }
