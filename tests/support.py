@@ -91,7 +91,11 @@ class Person:
         """The next event of a kind (with these fields); others are passed over."""
         deadline = time.monotonic() + timeout * SLOWNESS
         while True:
-            event = self.read(max(0.01, deadline - time.monotonic()))
+            try:
+                event = self.read(max(0.01, deadline - time.monotonic()))
+            except TimeoutError as error:
+                error.add_note(f"{kind} {fields} did not come; what came last: {self.events[-5:]}")
+                raise
             if event["type"] == kind and all(event.get(name) == value for name, value in fields.items()):
                 return event
 

@@ -23,7 +23,7 @@ from tornadochat.store_check import check_store
 
 pytestmark = pytest.mark.faults
 
-QUICK = "--drain-seconds=0.3"
+QUICK = f"--drain-seconds={0.3 * SLOWNESS:g}"
 SERVICE = "chat"
 START_SECONDS = 10.0
 
@@ -86,14 +86,14 @@ class Pair:
         self.clients = [stack.enter_context(redis.Redis(port=port)) for port in self.ports]
         for client in self.clients:
             wait_until_up(client)
-        self._wait(lambda: self.clients[1].info("replication")["master_link_status"] == "up")
+        self.wait(lambda: self.clients[1].info("replication")["master_link_status"] == "up")
         stack.enter_context(running_sentinel(folder / "s", first, self.sentinel_port))
         sentinel = stack.enter_context(redis.Redis(port=self.sentinel_port))
         wait_until_up(sentinel)
-        self._wait(lambda: sentinel.sentinel_masters()[SERVICE]["num-slaves"] == 1)  # type: ignore[no-untyped-call]
+        self.wait(lambda: sentinel.sentinel_masters()[SERVICE]["num-slaves"] == 1)  # type: ignore[no-untyped-call]
 
     @staticmethod
-    def _wait(condition: object) -> None:
+    def wait(condition: object) -> None:
         deadline = time.monotonic() + START_SECONDS * SLOWNESS
         while not condition():  # type: ignore[operator]
             assert time.monotonic() < deadline, "it did not become so in time"
@@ -108,13 +108,13 @@ class Pair:
         """Wait until the replica has everything."""
         first, second = self.clients
         written = first.info("replication")["master_repl_offset"]
-        self._wait(lambda: second.info("replication")["slave_repl_offset"] >= written)
+        self.wait(lambda: second.info("replication")["slave_repl_offset"] >= written)
 
     def stop_replication(self) -> None:
         """From here on the replica falls behind."""
         self.clients[1].config_set("masterauth", "not the password")
         self.clients[0].client_kill_filter(_type="replica")
-        self._wait(lambda: self.clients[0].info("replication")["connected_slaves"] == 0)
+        self.wait(lambda: self.clients[0].info("replication")["connected_slaves"] == 0)
 
 
 @pytest.fixture
@@ -141,6 +141,7 @@ def test_a_sentinel_leads_to_the_new_primary_and_nothing_is_lost(pair: Pair, tmp
         reset = bob.expect("reset")
         assert reset["epoch"] != before["epoch"] and (reset["seq"], reset["truncated"]) == (3, False)
         assert bob.expect("message")["id"] == message_id
+        pair.wait(lambda: all(http(server.port, "GET", "/readyz").status == 200 for _ in range(8)))
         with Person(server.port, "Cem") as late:
             assert late.join(room, after={"epoch": before["epoch"], "seq": 1})["truncated"] is False
             assert [message["text"] for message in late.messages(3)] == ["line 1", "line 2", "line 3"]

@@ -18,10 +18,10 @@ from websockets.exceptions import ConnectionClosed
 
 from bench import rolling
 from bench.processes import Server, command, free_port, running_server, tree
-from tests.support import SLOWNESS, Person, http
+from tests.support import SLOWNESS, Person, dial, http, read_head, request_bytes
 
 pytestmark = pytest.mark.faults
-QUICK = "--drain-seconds=0.3"
+QUICK = f"--drain-seconds={0.3 * SLOWNESS:g}"
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> float:
@@ -181,7 +181,9 @@ def test_a_worker_that_is_killed_while_it_is_replaced_does_not_stop_the_others(t
 def test_a_worker_that_somebody_tells_to_end_has_a_successor_at_once(tmp_path: Path) -> None:
     with running_server(tmp_path, "--drain-seconds=3", workers=1) as server:
         (before,) = server.workers
-        with Person(server.port) as ada:
+        with Person(server.port) as ada, dial(server.port) as stubborn:
+            stubborn.sendall(request_bytes())
+            read_head(stubborn)  # answers no close frame, so that the drain takes its whole time
             ada.join("tea")
             os.kill(before, signal.SIGTERM)
             began = time.monotonic()
