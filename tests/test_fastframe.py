@@ -20,7 +20,9 @@ from tornadochat._fastframe import (
     encode_frame,
     encode_plain,
     encode_published,
+    pack_arguments,
     pack_published,
+    plain_send,
     published_bodies,
     published_header,
 )
@@ -260,6 +262,8 @@ def test_a_batch_whose_seqs_go_beyond_64_bits_is_refused(count: int) -> None:
         lambda nothing: published_header(nothing),
         lambda nothing: encode_frame(OP_TEXT, nothing),
         lambda nothing: FrameDecoder(10).feed(nothing),
+        lambda nothing: plain_send(nothing, 10),
+        lambda nothing: pack_arguments(nothing),
     ],
 )
 def test_none_is_refused_where_bytes_are_wanted(call: Callable[[None], object]) -> None:

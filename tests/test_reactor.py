@@ -284,6 +284,13 @@ def test_a_handler_may_end_any_connection(bench: Bench, way: str) -> None:
         connection.close(1000)
 
 
+@pytest.mark.parametrize("name", ["feed", "send", "send_text"])
+def test_none_is_refused_where_bytes_are_wanted(bench: Bench, name: str) -> None:
+    _, connection, _ = bench.member()
+    with pytest.raises(TypeError):
+        getattr(connection, name)(None)
+
+
 # Fan-out -------------------------------------------------------------------------------------------
 
 

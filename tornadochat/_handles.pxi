@@ -15,7 +15,7 @@ cdef class Connection:
         """Bytes that wait for the socket."""
         return 0 if self.conn == NULL else self.conn.room_bytes + self.conn.answer_bytes
 
-    def feed(self, bytes received):
+    def feed(self, bytes received not None):
         """Handle bytes that were read before the reactor took over."""
         cdef bytes copy
         cdef Reactor reactor = self.reactor
@@ -29,11 +29,11 @@ cdef class Connection:
         reactor.depth -= 1
         reactor.bury()
 
-    def send(self, bytes frames):
+    def send(self, bytes frames not None):
         """Send ready-made frames as an answer; above ``max_answer_bytes`` the connection ends with 1013."""
         self.put(frames, 0)
 
-    def send_text(self, bytes payload):
+    def send_text(self, bytes payload not None):
         """Send one text message as an answer; above ``max_answer_bytes`` the connection ends with 1013."""
         self.put(payload, 0x1)
 
@@ -52,7 +52,7 @@ cdef class Connection:
             self.conn.flags ^= HELD
             ask_epoll(self.reactor, self.conn)
 
-    def close(self, int code, str reason=""):
+    def close(self, int code, str reason not None=""):
         """Start the close handshake with a code of RFC 6455 section 7.4.1."""
         if self.conn != NULL:
             self.reactor.start_close(self.conn, code, reason)

@@ -101,7 +101,7 @@ cdef inline bint is_blank(const unsigned char *at, size_t size) noexcept nogil:
     return True
 
 
-def plain_send(bytes payload, size_t max_text):
+def plain_send(bytes payload not None, size_t max_text):
     """Room, id and text of a ``send`` that needs no thought.
 
     Args:
@@ -180,7 +180,7 @@ def plain_message(str room not None, str message_id not None, str user_id not No
 
 # Commands to the store -----------------------------------------------------------------------------
 
-def pack_arguments(list arguments):
+def pack_arguments(list arguments not None):
     """Bulk strings of RESP, one behind the other, without the array's head.
 
     Args:
