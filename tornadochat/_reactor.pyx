@@ -23,7 +23,7 @@ from posix.unistd cimport close as close_fd
 
 from tornadochat._fastframe cimport (
     DECODED_BINARY, DECODED_CLOSE, DECODED_ERROR, DECODED_PING, DECODED_TEXT,
-    Batch, Deflater, decoder_free, decoder_init, decoder_next, frame_t, inflate_message, put_header,
+    Batch, decoder_free, decoder_init, decoder_next, frame_t, inflate_message, put_header,
     shared_new, shared_release, shared_retain, shared_t,
 )
 
