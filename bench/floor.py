@@ -1,7 +1,8 @@
-"""``python -m bench.floor``: what one bare send() for each delivery costs on this machine.
+"""``python -m bench.floor``: what one bare send() for each delivery, or for each batch, costs on this machine.
 
 A process with N connections to a second one sends a ready-made frame to every member of a room, at a
-rate; the second process reads. The figure is CPU-microseconds of the sender for each delivery.
+rate; the second process reads. With a window, all that came within it goes with one send(). The figure is
+CPU-microseconds of the sender for each delivery.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ class Floor(NamedTuple):
     cpu_us: float
 
 
-def measure(rooms: int, members: int, rate: float, seconds: float, frame_bytes: int) -> Floor:
-    """CPU-microseconds for each delivery of ``frame_bytes`` by one bare send() each."""
+def measure(
+    rooms: int, members: int, rate: float, seconds: float, frame_bytes: int, window_ms: float = 0.0
+) -> Floor:
+    """CPU-microseconds for each delivery of ``frame_bytes`` by one bare send(), or one for each window."""
     code = native.load("_floor")
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     near: list[socket.socket] = []
@@ -39,7 +42,11 @@ def measure(rooms: int, members: int, rate: float, seconds: float, frame_bytes: 
         os._exit(0)
     try:
         frame = b"\x82" + bytes((126, (frame_bytes - 4) >> 8, (frame_bytes - 4) & 255)) + b"x" * (frame_bytes - 4)
-        sent, cpu = code.fan_out([sock.fileno() for sock in far], rooms, frame, rate, seconds)
+        fds = [sock.fileno() for sock in far]
+        if window_ms:
+            sent, cpu = code.fan_out_batched(fds, rooms, frame, rate, seconds, int(window_ms * 1000))
+        else:
+            sent, cpu = code.fan_out(fds, rooms, frame, rate, seconds)
     finally:
         os.waitpid(reader, 0)
         for sock in (*near, *far, listener):
@@ -55,8 +62,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="messages a second, all rooms together")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--frame-bytes", type=int, default=250)
+    parser.add_argument("--window-ms", type=float, default=0.0, help="of a batch; 0 sends each frame by itself")
     options = parser.parse_args()
-    found = measure(options.rooms, options.members, options.rate, options.seconds, options.frame_bytes)
+    found = measure(**vars(options))
     print(f"floor: {found.cpu_us:.2f} us of CPU for each of {found.deliveries} deliveries")
 
 

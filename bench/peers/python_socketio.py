@@ -1,4 +1,4 @@
-"""``python -m bench.peers.python_socketio``: python-socketio on uvicorn, its Redis manager between two processes."""
+"""``python -m bench.peers.python_socketio``: python-socketio on uvicorn, its Redis manager between processes."""
 
 from __future__ import annotations
 

@@ -136,12 +136,10 @@ def _nchan(with_redis: bool) -> Callable[[Place], list[str]]:
 
 
 PEERS = {
-    "nchan": Peer("nchan in nginx (C), shared memory", "nchan", _nchan(False), uses_store=False, tells_ready=False),
-    "nchan-redis": Peer("nchan in nginx (C), Redis", "nchan", _nchan(True), tells_ready=False),
+    "nchan": Peer("nchan (nginx, C)", "nchan", _nchan(False), uses_store=False, tells_ready=False),
+    "nchan-redis": Peer("nchan (nginx, C) + Redis", "nchan", _nchan(True), tells_ready=False),
     "picows": Peer("picows + Redis", "plain", _python("picows_listener", "picows", "uvloop")),
-    "websockets": Peer(
-        "websockets + Redis", "plain", _python("websockets_broadcast", "websockets", "uvloop")
-    ),
+    "websockets": Peer("websockets + Redis", "plain", _python("websockets_broadcast", "websockets", "uvloop")),
     "socketio": Peer("Socket.IO cluster + Redis adapter (Node)", "socketio", _socketio),
     "tornado": Peer("Tornado WebSocketHandler + Redis", "plain", _python("tornado_handler")),
     "python-socketio": Peer(

@@ -6,6 +6,7 @@ Tornado's documentation: one process for each core, each with a listening socket
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 import tornado.httpserver
@@ -37,10 +38,8 @@ class Chat(tornado.websocket.WebSocketHandler):
 def deliver(members: set[Chat], event: str) -> None:
     """The same event to each of them."""
     for member in members:
-        try:
+        with contextlib.suppress(tornado.websocket.WebSocketClosedError):  # on_close takes it out
             member.write_message(event)
-        except tornado.websocket.WebSocketClosedError:
-            pass  # on_close takes it out
 
 
 async def serve(options: Options) -> None:
@@ -49,9 +48,7 @@ async def serve(options: Options) -> None:
     async with bus.running():
         application = tornado.web.Application([("/", Chat, {"bus": bus})], websocket_ping_interval=30)
         server = tornado.httpserver.HTTPServer(application)
-        server.add_sockets(
-            tornado.netutil.bind_sockets(options.port, "127.0.0.1", backlog=4096, reuse_port=True)
-        )
+        server.add_sockets(tornado.netutil.bind_sockets(options.port, "127.0.0.1", backlog=4096, reuse_port=True))
         tell_ready()
         await asyncio.Event().wait()
 
