@@ -30,6 +30,8 @@ TEXT_BYTES = 96
 FLOOR_FRAME_BYTES = 296
 REST_SECONDS = 1.0
 WARM_SECONDS = 1.0
+# Any system holds that, so that nothing of it is left when the first load begins.
+WARM_RATE = 100.0
 # A system that still delivers so long after a load is opened anew.
 SETTLE_SECONDS = 8.0
 SETTLE_STEP_SECONDS = 0.3
@@ -106,7 +108,7 @@ class ChatSession:
             cpu_us=(cpu_seconds(pids()) - cpu) * 1e6 / self._connections,
             pss_bytes=(self._memory() - memory) / self._connections,
         )
-        load.send(WARM_SECONDS, shape.rate)  # caches, scripts and windows get warm
+        load.send(WARM_SECONDS, min(WARM_RATE, shape.rate))  # caches and scripts get warm
         self.settle()
 
     def _memory(self) -> int:
