@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=False
+# cython: language_level=3, boundscheck=False, wraparound=False
 """The floor of the machine: one bare send() of a ready-made frame for each member.
 
 Nothing that delivers each message by a send() of its own can cost less than this; what a server adds

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from bench.systems import FLOORS, OURS, Seat, session
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 OTHERS = (*FLOORS, *peers.PEERS)
+# A system that cannot run, or ends in the middle, is left out; the others go on.
+FAILURES = (Unavailable, RuntimeError, OSError, EOFError)
 # Rooms that are filled where memory is taken over the number of connections.
 MEMORY_ROOM = 100
 
@@ -52,7 +54,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _names(known: Sequence[str] | dict[str, Shape]):  # type: ignore[no-untyped-def]
+def _names(known: Collection[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         names = [name for name in text.split(",") if name]
         unknown = [name for name in names if name not in known]
@@ -79,14 +81,14 @@ class Comparison:
         with ExitStack() as stack:
             try:
                 other = stack.enter_context(Seat(name, shape))
-            except (Unavailable, RuntimeError) as error:
+            except FAILURES as error:
                 self._skip(name, shape, error)
                 return
             ours = stack.enter_context(Seat(OURS, shape))
             for number in range(pairs):
                 try:
                     pair = Pair(shape.name, name, ours.send(shape.rate, seconds), other.send(shape.rate, seconds))
-                except (Unavailable, RuntimeError) as error:
+                except FAILURES as error:
                     self._skip(name, shape, error)
                     break
                 self.results.pairs.append(pair)
@@ -102,7 +104,7 @@ class Comparison:
         try:
             with Seat(name, shape) as seat:
                 found = highest_rate(seat, seconds)
-        except (Unavailable, RuntimeError) as error:
+        except FAILURES as error:
             self._skip(name, shape, error)
             return
         self.results.saturations.append(found)
@@ -117,7 +119,7 @@ class Comparison:
                 if filled.joining is not None:
                     self.results.joinings.append(filled.joining)
                     _tell(f"{name}: {filled.joining.pss_bytes:,.0f} bytes for each of {connections:,}")
-        except (Unavailable, RuntimeError) as error:
+        except FAILURES as error:
             self._skip(name, shape, error)
         self.results.save(self._out)
 
@@ -138,8 +140,10 @@ def run(options: argparse.Namespace) -> Results:
     for shape in shapes:
         for name in options.systems if options.pairs else ():
             comparison.run_pairs(shape, name, options.pairs, options.seconds)
-    # The rate of a shape does not matter here: one of each layout.
-    for shape in {shape.layout: shape for shape in reversed(shapes)}.values() if options.saturation else ():
+    layouts: dict[str, Shape] = {}
+    for shape in shapes if options.saturation else ():
+        layouts.setdefault(shape.layout, shape)  # the search only begins with the shape's rate
+    for shape in layouts.values():
         for name in (OURS, *(name for name in options.systems if name not in FLOORS)):
             comparison.saturate(shape, name, options.saturation_seconds)
     for connections in options.connections:

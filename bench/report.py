@@ -13,8 +13,8 @@ from bench.systems import FLOORS, OURS, TITLES
 BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 HEAD = """# What it costs, next to others
 
-Measured by `python -m bench.compare --write-docs`, which writes everything below; CONTRIBUTING.md and
-`python -m bench.compare --help` tell how to run it.
+Measured by `python -m bench.compare --write-docs`, which writes everything below; `--help` tells what else it
+can measure.
 
 """
 METHOD = """Each system is the smallest same chat that its own documentation recommends for production

@@ -38,7 +38,7 @@ def highest_rate(seat: Seat, seconds: float) -> Saturation:
         Unavailable: The system cannot be opened any more.
     """
     samples: list[Sample] = []
-    limit = ""
+    limit = "nothing higher was tried"
 
     def holds(rate: float) -> bool:
         nonlocal limit

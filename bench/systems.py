@@ -52,7 +52,7 @@ class Session(Protocol):
 class FloorSession:
     """One of the floors; it connects anew for each load."""
 
-    joining = None
+    joining: Joining | None = None
 
     def __init__(self, name: str, shape: Shape) -> None:
         self._window_ms = FLOORS[name]
@@ -61,10 +61,7 @@ class FloorSession:
     def send(self, rate: float, seconds: float) -> Sample:
         """See ``Session``; what the sockets refused counts as lost."""
         shape = self._shape
-        try:
-            found = floor.measure(shape.rooms, shape.members, rate, seconds, FLOOR_FRAME_BYTES, self._window_ms)
-        except OSError as error:
-            raise Unavailable(f"the floor holds both ends of all connections in one process: {error}") from None
+        found = floor.measure(shape.rooms, shape.members, rate, seconds, FLOOR_FRAME_BYTES, self._window_ms)
         expected = int(rate * seconds) * shape.members
         return Sample(
             rate=rate,

@@ -10,7 +10,7 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest
 from bench.peers.serving import JOINED, Options, RoomBus, run_workers, tell_ready
 
 
-class Chat(WSListener):  # type: ignore[misc]  # an extension class without stubs
+class Chat(WSListener):
     """One member."""
 
     def __init__(self, bus: RoomBus[WSTransport]) -> None:
