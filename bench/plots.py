@@ -84,6 +84,7 @@ def _memory(results: Results) -> dict[str, list[tuple[float, float]]]:
 def _plot(path: Path, title: str, x_label: str, y_label: str, series: dict[str, Any]) -> bool:
     """Both axes logarithmic; False where there is nothing to draw."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     series = {name: points for name, points in series.items() if points}
     if not series:
@@ -95,9 +96,13 @@ def _plot(path: Path, title: str, x_label: str, y_label: str, series: dict[str, 
         if name == OURS:
             style.update(linewidth=2.5, color="black")
         elif name in FLOORS:
-            style.update(linestyle=":", color="grey")
+            style.update(linestyle="-." if FLOORS[name] else ":", color="grey")
         axes.plot(*zip(*series[name], strict=True), label=name, **style)
     axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(True, which="major", linewidth=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, metadata={"Date": None})
