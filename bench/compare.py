@@ -86,8 +86,9 @@ class Comparison:
                 return
             ours = stack.enter_context(Seat(OURS, shape))
             for number in range(pairs):
+                mine = ours.send(shape.rate, seconds)
                 try:
-                    pair = Pair(shape.name, name, ours.send(shape.rate, seconds), other.send(shape.rate, seconds))
+                    pair = Pair(shape.name, name, mine, other.send(shape.rate, seconds))
                 except FAILURES as error:
                     self._skip(name, shape, error)
                     break

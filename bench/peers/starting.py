@@ -27,6 +27,7 @@ CHECKOUT = HERE.parent.parent
 NCHAN_MODULE = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
+INSTALL_SECONDS = 300.0
 
 
 class Unavailable(RuntimeError):
@@ -102,11 +103,15 @@ def _socketio(place: Place) -> list[str]:
     for name in ("package.json", "package-lock.json", "server.js"):
         shutil.copyfile(HERE / "socketio" / name, target / name)
     if not installed.exists() or installed.read_text() != lock:
-        done = subprocess.run(
-            [npm, "ci", "--no-audit", "--no-fund"], cwd=target, capture_output=True, text=True, timeout=300
-        )
-        if done.returncode:
-            raise Unavailable(f"npm ci failed: {done.stderr.strip()[-300:]}")
+        install = [npm, "ci", "--no-audit", "--no-fund"]
+        try:
+            subprocess.run(
+                install, cwd=target, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=True
+            )
+        except subprocess.SubprocessError as error:
+            raise Unavailable(
+                f"npm ci failed: {error} {getattr(error, 'stderr', None) or ''}".strip()[:500]
+            ) from None
         installed.write_text(lock)
     return [node, str(target / "server.js"), str(place.port), str(place.store_socket), str(place.workers)]
 
