@@ -113,8 +113,8 @@ def main() -> int:
                 f"{beside.stalled_bytes / 1024:.1f} KiB in the worker for each stalled member"
             )
     print(
-        f"median ratio of the p99: {statistics.median(ratios):.2f}, of the CPU: {statistics.median(cpu_ratios):.2f}; "
-        f"every delivery exact: {exact}"
+        f"median ratio of the p99: {statistics.median(ratios):.2f}, "
+        f"of the CPU: {statistics.median(cpu_ratios):.2f}; every delivery exact: {exact}"
     )
     return 0 if exact else 1
 
