@@ -3,7 +3,8 @@
 
 One ``Swarm`` holds the connections of one process. Each connection joins one room; whatever arrives
 is counted, its seq compared with the one that must come next, and its delay taken from the stamp in
-the text. Sending is open-loop: messages leave when they are due, whether or not the server keeps up;
+the text. What is said to the server, and how a delivery of it is told, is a ``bench.dialects.Dialect``.
+Sending is open-loop: messages leave when they are due, whether or not the server keeps up;
 how late the generator itself was is told too, so that a saturated generator is not mistaken for a
 slow server.
 
@@ -72,6 +73,7 @@ cdef struct peer_t:
     int fd
     uint32_t room
     uint8_t state
+    uint8_t step  # answers of the opening that have come
     bint sends
     uint64_t next_seq
     int64_t started
@@ -115,14 +117,19 @@ cdef class Swarm:
 
     Args:
         host, port: Address of the server, an IPv4 literal.
-        path: Request target of the WebSocket, such as ``/ws?name=Load``.
+        dialect: What the server speaks.
+        path: Request target of the WebSocket; the dialect's own where empty.
         text_bytes: Length of each text; at least 32, since it carries the stamp.
     """
 
     cdef peer_t *peers
     cdef int count, capacity, epoll
     cdef unsigned char *buffer
-    cdef object address, path
+    cdef object address
+    cdef str path, message
+    cdef tuple opening
+    cdef bytes ping, pong
+    cdef bint numbered
     cdef list rooms, by_room
     cdef int text_bytes
     cdef uint64_t sent_number
@@ -132,12 +139,16 @@ cdef class Swarm:
     cdef uint64_t[CLASSES] connect_delays
     cdef readonly uint64_t joined, failed, sent, delivered, holes, repeats, errors
     cdef readonly uint64_t bytes_received, closed, refused_sends, bye
-    cdef readonly int64_t worst_lateness_us
+    cdef public int64_t worst_lateness_us
     cdef bytes last_error
 
-    def __cinit__(self, str host, int port, str path, list rooms, int capacity, int text_bytes=96):
+    def __cinit__(self, str host, int port, object dialect, list rooms, int capacity, int text_bytes=96, str path=""):
         self.address = (host, port)
-        self.path = path
+        self.path = path or dialect.path
+        self.message = dialect.message
+        self.opening = tuple([(said, answer.encode()) for said, answer in dialect.opening])
+        self.numbered = dialect.numbered
+        self.ping, self.pong = dialect.ping.encode(), dialect.pong.encode()
         self.capacity = capacity
         self.rooms = rooms
         self.by_room = [0] * len(rooms)
@@ -246,8 +257,9 @@ cdef class Swarm:
 
     cdef void request(self, uint32_t index, peer_t *peer):
         cdef epoll_event event
+        cdef str path = self.path % {"room": self.rooms[peer.room]}
         cdef bytes data = (
-            f"GET {self.path} HTTP/1.1\r\nHost: {self.address[0]}:{self.address[1]}\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: {self.address[0]}:{self.address[1]}\r\n"
             "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         ).encode()
@@ -275,13 +287,21 @@ cdef class Swarm:
             self.fail(peer, True)
             return
         peer.state = JOINING
-        payload = '{"type":"join","room":"%s","history":0}' % self.rooms[peer.room]
-        if not self.send_text(peer, payload.encode()):
-            self.fail(peer, True)
-            return
+        self.say_next(peer)
         end += 4
         if end < self.buffer + got:
             self.parse(peer, end, self.buffer + got - end)
+
+    cdef void say_next(self, peer_t *peer):
+        """Say what comes next in the opening; at its end the connection has joined."""
+        if peer.step == len(self.opening):
+            peer.state = JOINED
+            self.joined += 1
+            self.connect_delays[class_of(now_us() - peer.started)] += 1
+            return
+        said = self.opening[peer.step][0] % {"room": self.rooms[peer.room]}
+        if said and not self.send_text(peer, said.encode()):
+            self.fail(peer, True)
 
     cdef bint send_text(self, peer_t *peer, bytes payload):
         # A zero mask is allowed and leaves the bytes as they are.
@@ -289,7 +309,10 @@ cdef class Swarm:
         head = bytes((0x81, 0x80 | size)) if size < 126 else bytes((0x81, 0xFE, size >> 8, size & 255))
         cdef bytes data = head + b"\0\0\0\0" + payload
         cdef const char *raw = data
-        return send(peer.fd, raw, len(data), MSG_NOSIGNAL) == len(data)
+        cdef ssize_t done = send(peer.fd, raw, len(data), MSG_NOSIGNAL)
+        if 0 < done < len(data):
+            self.fail(peer, True)  # what follows half a frame would not be understood
+        return done == len(data)
 
     cdef void read(self, peer_t *peer):
         cdef ssize_t got
@@ -305,17 +328,19 @@ cdef class Swarm:
         cdef size_t used
         cdef frame_t frame
         cdef int found
-        cdef unsigned char[8] pong
-        while size > 0:
+        cdef unsigned char[132] pong
+        while size > 0 and peer.fd >= 0:
             used = 0
             found = decoder_next(&peer.decoder, data, size, &used, &frame)
             data += used
             size -= used
             if found == DECODED_TEXT:
                 self.event(peer, frame.payload, frame.size)
-            elif found == DECODED_PING and frame.size == 0:
+            elif found == DECODED_PING:
                 memcpy(pong, b"\x8a\x80\0\0\0\0", 6)
-                send(peer.fd, pong, 6, MSG_NOSIGNAL)
+                pong[1] |= <unsigned char>frame.size  # at most 125 bytes, which the decoder sees to
+                memcpy(pong + 6, frame.payload, frame.size)
+                send(peer.fd, pong, 6 + frame.size, MSG_NOSIGNAL)
             elif found == DECODED_CLOSE or found == DECODED_ERROR:
                 self.errors += found == DECODED_ERROR
                 self.fail(peer, True)
@@ -327,7 +352,14 @@ cdef class Swarm:
         cdef uint64_t seq = 0
         cdef size_t i = 7
         cdef unsigned char *at
-        cdef int64_t stamp = 0
+        if not self.numbered:
+            at = <unsigned char *>memmem(payload, size, STAMP, 9)
+            if at == NULL:
+                self.control(peer, payload[:size])
+                return
+            self.delivered += 1
+            self.count_delay(at + 9, payload + size)
+            return
         if size > 8 and memcmp(payload, b'{"seq":', 7) == 0:
             while i < size and 48 <= payload[i] <= 57:
                 seq = seq * 10 + payload[i] - 48
@@ -342,20 +374,22 @@ cdef class Swarm:
                 self.repeats += 1
             at = <unsigned char *>memmem(payload, size, STAMP, 9)
             if at != NULL:
-                at += 9
-                while at < payload + size and 48 <= at[0] <= 57:
-                    stamp = stamp * 10 + at[0] - 48
-                    at += 1
-                self.delays[class_of(now_us() - stamp)] += 1
+                self.count_delay(at + 9, payload + size)
             return
         self.control(peer, payload[:size])
 
+    cdef inline void count_delay(self, unsigned char *at, unsigned char *end) noexcept:
+        cdef int64_t stamp = 0
+        while at < end and 48 <= at[0] <= 57:
+            stamp = stamp * 10 + at[0] - 48
+            at += 1
+        self.delays[class_of(now_us() - stamp)] += 1
+
     cdef void control(self, peer_t *peer, bytes payload):
-        if payload.startswith(b'{"type":"joined"'):
-            if peer.state == JOINING:
-                peer.state = JOINED
-                self.joined += 1
-                self.connect_delays[class_of(now_us() - peer.started)] += 1
+        if self.ping and payload == self.ping:
+            self.send_text(peer, self.pong)
+            return
+        if self.numbered and payload.startswith(b'{"type":"joined"'):
             start = payload.index(b'"seq":') + 6
             end = start
             while payload[end:end + 1].isdigit():
@@ -366,6 +400,9 @@ cdef class Swarm:
             self.last_error = payload[:300]
         elif payload.startswith(b'{"type":"bye"'):
             self.bye += 1
+        if peer.state == JOINING and payload.startswith(self.opening[peer.step][1]):
+            peer.step += 1
+            self.say_next(peer)
 
     cdef void send_next(self, int64_t stamp):
         """Send one message from the next connection that may."""
@@ -382,7 +419,7 @@ cdef class Swarm:
         self.sent_number += 1
         text = f"@{stamp} ".ljust(self.text_bytes, "x")
         message_id = f"{self.tag:012x}{self.sent_number:012x}"
-        payload = f'{{"type":"send","room":"{self.rooms[peer.room]}","id":"{message_id}","text":"{text}"}}'
+        payload = self.message % {"room": self.rooms[peer.room], "id": message_id, "text": text}
         if self.send_text(peer, payload.encode()):
             self.sent += 1
             self.by_room[peer.room] += 1

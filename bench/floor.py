@@ -1,7 +1,8 @@
-"""``python -m bench.floor``: what one bare send() for each delivery costs on this machine.
+"""``python -m bench.floor``: what one bare send() for each delivery, or for each batch, costs on this machine.
 
 A process with N connections to a second one sends a ready-made frame to every member of a room, at a
-rate; the second process reads. The figure is CPU-microseconds of the sender for each delivery.
+rate; the second process reads. With a window, all that came within it goes with one send(). The figure is
+CPU-microseconds of the sender for each delivery.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-from typing import NamedTuple
+from types import ModuleType
+from typing import NamedTuple, NoReturn
 
 from bench import native
+
+# Everybody has connected long before.
+ACCEPT_SECONDS = 10.0
 
 
 class Floor(NamedTuple):
@@ -21,30 +26,51 @@ class Floor(NamedTuple):
     cpu_us: float
 
 
-def measure(rooms: int, members: int, rate: float, seconds: float, frame_bytes: int) -> Floor:
-    """CPU-microseconds for each delivery of ``frame_bytes`` by one bare send() each."""
+def measure(
+    rooms: int, members: int, rate: float, seconds: float, frame_bytes: int, window_ms: float = 0.0
+) -> Floor:
+    """CPU-microseconds for each delivery of ``frame_bytes`` by one bare send(), or one for each window.
+
+    Raises:
+        OSError: One process may not open so many files, or there are no ports left.
+    """
     code = native.load("_floor")
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    near: list[socket.socket] = []
-    far: list[socket.socket] = []
-    for _ in range(rooms * members):
-        near.append(socket.create_connection(listener.getsockname()))
-        far.append(listener.accept()[0])
-    for sock in (*near, *far):
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as the server's
+    listener.settimeout(ACCEPT_SECONDS)
     reader = os.fork()
     if reader == 0:
-        code.drain([sock.fileno() for sock in near], seconds + 1)
-        os._exit(0)
+        _read(code, listener, rooms * members, seconds)
+    sockets: list[socket.socket] = []
     try:
+        for _ in range(rooms * members):
+            sockets.append(_ready(listener.accept()[0]))
+        fds = [sock.fileno() for sock in sockets]
         frame = b"\x82" + bytes((126, (frame_bytes - 4) >> 8, (frame_bytes - 4) & 255)) + b"x" * (frame_bytes - 4)
-        sent, cpu = code.fan_out([sock.fileno() for sock in far], rooms, frame, rate, seconds)
+        if window_ms:
+            sent, cpu = code.fan_out_batched(fds, rooms, frame, rate, seconds, int(window_ms * 1000))
+        else:
+            sent, cpu = code.fan_out(fds, rooms, frame, rate, seconds)
     finally:
         os.waitpid(reader, 0)
-        for sock in (*near, *far, listener):
+        for sock in (*sockets, listener):
             sock.close()
     return Floor(sent, cpu * 1e6 / max(1, sent))
+
+
+def _read(code: ModuleType, listener: socket.socket, members: int, seconds: float) -> NoReturn:
+    """The second process: connects everybody, then reads until a second after the last message."""
+    try:
+        sockets = [_ready(socket.create_connection(listener.getsockname())) for _ in range(members)]
+        code.drain([sock.fileno() for sock in sockets], seconds + 1)
+    finally:
+        os._exit(0)
+
+
+def _ready(sock: socket.socket) -> socket.socket:
+    """With the options of the server's own connections."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 def main() -> None:
@@ -55,8 +81,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="messages a second, all rooms together")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--frame-bytes", type=int, default=250)
+    parser.add_argument("--window-ms", type=float, default=0.0, help="of a batch; 0 sends each frame by itself")
     options = parser.parse_args()
-    found = measure(options.rooms, options.members, options.rate, options.seconds, options.frame_bytes)
+    found = measure(**vars(options))
     print(f"floor: {found.cpu_us:.2f} us of CPU for each of {found.deliveries} deliveries")
 
 

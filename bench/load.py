@@ -16,11 +16,14 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from bench import native
+from bench.dialects import DIALECTS
 
 # One process may hold 20,000 descriptors where the limit is that low; some stay free.
 CONNECTIONS_PER_PROCESS = 15_000
 # Connections begun at a time by one process: enough to keep the server busy, within its backlog.
 CONNECT_BATCH = 100
+# While nothing is asked of a process, it looks that often whether something is.
+IDLE_SECONDS = 0.05
 # Time for the last deliveries after the last message was sent.
 DRAIN_SECONDS = 1.0
 
@@ -39,6 +42,8 @@ class Plan:
         processes: Generator processes.
         sources: Source addresses; more than one beyond 28,000 connections.
         prefix: Of the rooms' names.
+        path: Request target of the WebSocket; the dialect's own where empty.
+        dialect: What the server speaks, one of ``bench.dialects.DIALECTS``.
     """
 
     port: int
@@ -50,7 +55,8 @@ class Plan:
     processes: int = 1
     sources: tuple[str, ...] = ("127.0.0.1",)
     prefix: str = "load"
-    path: str = "/ws?name=Load"
+    path: str = ""
+    dialect: str = "tornadochat"
 
 
 @dataclass(slots=True)
@@ -66,6 +72,7 @@ class Report:
     repeats: int = 0
     errors: int = 0
     closed: int = 0
+    refused: int = 0
     connect_seconds: float = 0.0
     p50_ms: float = 0.0
     p95_ms: float = 0.0
@@ -138,16 +145,23 @@ class Load:
         return self._merge(self._all("run", seconds, 0.0))
 
     def send(self, seconds: float, rate: float) -> Report:
-        """Send at a rate, then read on until the last deliveries are in; counts of this call."""
-        self._all("forget")
-        self._all("run", seconds, rate / len(self._pipes))
-        return self._merge(self._all("run", DRAIN_SECONDS, 0.0))
+        """Send at a rate, then read on until the last deliveries are in; counts of this call.
 
-    def _merge(self, parts: Sequence[dict[str, Any]]) -> Report:
+        Who is in a room at the start is expected to get all that is sent to it, also when the server
+        disconnects it in between.
+        """
+        members = self._room_sizes(self._all("forget"))
+        self._all("run", seconds, rate / len(self._pipes))
+        return self._merge(self._all("run", DRAIN_SECONDS, 0.0), members)
+
+    def _room_sizes(self, parts: Sequence[dict[str, Any]]) -> list[int]:
+        return [sum(part["sizes"][room] for part in parts) for room in range(self.plan.rooms)]
+
+    def _merge(self, parts: Sequence[dict[str, Any]], members: Sequence[int] = ()) -> Report:
         report = Report()
-        for name in ("joined", "failed", "sent", "delivered", "holes", "repeats", "errors", "closed"):
+        for name in ("joined", "failed", "sent", "delivered", "holes", "repeats", "errors", "closed", "refused"):
             setattr(report, name, sum(part[name] for part in parts))
-        sizes = [sum(part["sizes"][room] for part in parts) for room in range(self.plan.rooms)]
+        sizes = members or self._room_sizes(parts)
         report.expected = sum(
             sizes[room] * sum(part["sent_by_room"][room] for part in parts) for room in range(self.plan.rooms)
         )
@@ -176,10 +190,13 @@ def _generate(pipe: Connection, plan: Plan, number: int) -> None:
     loadgen = native.load("_loadgen")
     members = sum(1 for i in range(plan.rooms * plan.members) if i % plan.processes == number)
     rooms = [f"{plan.prefix}-{room}" for room in range(plan.rooms)]
-    swarm = loadgen.Swarm("127.0.0.1", plan.port, plan.path, rooms, members, plan.text_bytes)
+    dialect = DIALECTS[plan.dialect]
+    swarm = loadgen.Swarm("127.0.0.1", plan.port, dialect, rooms, members, plan.text_bytes, plan.path)
     base: dict[str, Any] = {}
     while True:
         try:
+            while swarm.joined and not pipe.poll():
+                swarm.run(IDLE_SECONDS)  # pings are answered, whatever the leader is busy with
             order = pipe.recv()
         except EOFError:
             return
@@ -191,6 +208,7 @@ def _generate(pipe: Connection, plan: Plan, number: int) -> None:
             swarm.run(order[1], order[2])
         elif order[0] == "forget":
             base = _totals(swarm)
+            swarm.worst_lateness_us = 0
         pipe.send(_since(_totals(swarm), base))
 
 
@@ -217,6 +235,7 @@ def _totals(swarm: Any) -> dict[str, Any]:
         "repeats": swarm.repeats,
         "errors": swarm.errors,
         "closed": swarm.closed,
+        "refused": swarm.refused_sends,
         "delays": swarm.histogram(),
         "joins": swarm.histogram(True),
         "sizes": swarm.room_sizes(),

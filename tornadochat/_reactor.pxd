@@ -27,27 +27,28 @@ cdef struct membership_t:
 
 # One for each open connection. Freed when the events in hand have been handled.
 cdef struct conn_t:
-    decoder_t decoder
-    PyObject *connection    # the Connection; one reference owned while the socket is open
+    # A fan-out looks at the first 32 bytes alone, so they come first: one cache line for each member.
     segment_t *first
+    int fd                  # -1 once closed
+    uint32_t flags
+    uint32_t answer_bytes   # queued: answers and control frames
+    uint32_t room_bytes     # queued: room events
+    uint32_t replay_bytes   # the part of room_bytes that was replayed
+    uint32_t progress       # when the socket took something, or the queue began
     segment_t *last
+    PyObject *connection    # the Connection; one reference owned while the socket is open
     membership_t *rooms     # owned; room_count of room_capacity are used
     conn_t *wheel_next      # neighbours in one slot of the timer wheel
     conn_t *wheel_previous
     conn_t *next_left       # in the list of broken or of dead connections
     uint32_t room_count
     uint32_t room_capacity
-    uint32_t answer_bytes   # queued: answers and control frames
-    uint32_t room_bytes     # queued: room events
-    uint32_t replay_bytes   # the part of room_bytes that was replayed
     uint32_t heard          # seconds of the reactor's clock; any byte counts
-    uint32_t progress       # when the socket took something, or the queue began
     uint32_t due            # when the wheel looks at it next
     uint32_t slot
     uint32_t generation
-    int fd                  # -1 once closed
     uint32_t close_code     # what on_closed will tell
-    uint32_t flags
+    decoder_t decoder
 
 # One member of a room.
 cdef struct entry_t:

@@ -62,9 +62,9 @@ def check_upgrade(
         raise HandshakeError(505, "Open the WebSocket with HTTP/1.1.")
     if len(headers.get_list("Host")) != 1:
         raise HandshakeError(400, "Send exactly one Host header.")
-    if "websocket" not in _tokens(headers, "Upgrade"):
+    if not _has_token(headers, "Upgrade", "websocket"):
         raise HandshakeError(426, "Send Upgrade: websocket.", {"Upgrade": "websocket"})
-    if "upgrade" not in _tokens(headers, "Connection"):
+    if not _has_token(headers, "Connection", "upgrade"):
         raise HandshakeError(426, "Send Connection: Upgrade.", {"Upgrade": "websocket"})
     if headers.get_list("Sec-WebSocket-Version") != ["13"]:
         raise HandshakeError(
@@ -162,8 +162,11 @@ def _origin(url: str) -> tuple[str, str, int] | None:
     return parts.scheme, parts.hostname, port or DEFAULT_PORTS[parts.scheme]
 
 
-def _tokens(headers: HTTPHeaders, name: str) -> set[str]:
-    return {token.strip().lower() for value in headers.get_list(name) for token in value.split(",")}
+def _has_token(headers: HTTPHeaders, name: str, wanted: str) -> bool:
+    values = headers.get_list(name)
+    if len(values) == 1 and values[0].lower() == wanted:  # as nearly everybody sends it
+        return True
+    return wanted in (token.strip().lower() for value in values for token in value.split(","))
 
 
 def _key(keys: list[str]) -> bytes:

@@ -7,6 +7,7 @@ and tests/samples holds one of each kind. Pure: no sockets, no store, no clock.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -233,13 +234,18 @@ def _event(fields: dict[str, Any]) -> bytes:
     return ujson.dumps(fields, ensure_ascii=False, escape_forward_slashes=False).encode("utf-8")
 
 
+@functools.lru_cache(8)
+def _limits(limits: Limits) -> dict[str, int]:
+    return limits._asdict()
+
+
 def _user(user: User) -> dict[str, str]:
     return {"id": user.id, "name": user.name}
 
 
 def welcome(user: User, session: str, limits: Limits) -> bytes:
     """First event of a connection. ``session`` is the token that brings the same user back."""
-    return _event({"type": "welcome", "user": _user(user), "session": session, "limits": limits._asdict()})
+    return _event({"type": "welcome", "user": _user(user), "session": session, "limits": _limits(limits)})
 
 
 def joined(room: str, epoch: str, seq: int, truncated: bool, missing: int, people: int) -> bytes:

@@ -1,0 +1,109 @@
+"""The plots of a comparison: CPU and latency over the rate, memory over the number of connections."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.results import Results, Sample
+from bench.shapes import SHAPES
+from bench.systems import FLOORS, OURS, TITLES
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Draw what there are results for; returns the SVG files.
+
+    Raises:
+        ImportError: Matplotlib is missing; it comes with the extra ``bench``.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    # The same results give the same file, byte for byte.
+    matplotlib.rcParams.update({"svg.hashsalt": "tornadochat", "svg.fonttype": "none", "font.size": 9})
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for layout, systems in sorted(_by_layout(results).items()):
+        name = re.sub(r"[^0-9]+", "x", layout.replace(",", "").replace("room", "").strip()).strip("x")
+        for kind, label, value in (
+            ("cpu", "CPU, us for each delivery", _cpu),
+            ("latency", "p99 of the delay, ms", _p99),
+        ):
+            path = folder / f"{kind}-{name}.svg"
+            series = {system: _over_rate(samples, value) for system, samples in systems.items()}
+            if _plot(path, f"{layout} members", "messages a second", label, series):
+                drawn.append(path)
+    path = folder / "memory.svg"
+    if _plot(path, "memory of all server processes", "connections", "PSS, MiB above idle", _memory(results)):
+        drawn.append(path)
+    return drawn
+
+
+def _cpu(sample: Sample) -> float:
+    return sample.cpu_us
+
+
+def _p99(sample: Sample) -> float:
+    return sample.p99_ms
+
+
+def _by_layout(results: Results) -> dict[str, dict[str, list[Sample]]]:
+    found: dict[str, dict[str, list[Sample]]] = {}
+    for pair in results.pairs:
+        systems = found.setdefault(SHAPES[pair.shape].layout, {})
+        systems.setdefault(OURS, []).append(pair.ours)
+        systems.setdefault(pair.system, []).append(pair.other)
+    for one in results.saturations:
+        found.setdefault(one.layout, {}).setdefault(one.system, []).extend(one.samples)
+    return found
+
+
+def _over_rate(samples: Iterable[Sample], value: Callable[[Sample], float]) -> list[tuple[float, float]]:
+    """The median for each rate at which nothing was lost; nothing where nobody measured it."""
+    by_rate: dict[float, list[float]] = {}
+    for sample in samples:
+        if sample.exact and value(sample):
+            by_rate.setdefault(sample.rate, []).append(value(sample))
+    return [(rate, statistics.median(values)) for rate, values in sorted(by_rate.items())]
+
+
+def _memory(results: Results) -> dict[str, list[tuple[float, float]]]:
+    found: dict[str, dict[int, list[float]]] = {}
+    for one in results.joinings:
+        counts = found.setdefault(one.system, {})
+        counts.setdefault(one.connections, []).append(one.pss_bytes * one.connections / 2**20)
+    return {
+        name: [(count, statistics.median(values)) for count, values in sorted(counts.items())]
+        for name, counts in found.items()
+    }
+
+
+def _plot(path: Path, title: str, x_label: str, y_label: str, series: dict[str, Any]) -> bool:
+    """Both axes logarithmic; False where there is nothing to draw."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    series = {name: points for name, points in series.items() if points}
+    if not series:
+        return False
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name in sorted(series, key=lambda name: list(TITLES).index(name)):
+        style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1}
+        if name == OURS:
+            style.update(linewidth=2.5, color="black")
+        elif name in FLOORS:
+            style.update(linestyle="-." if FLOORS[name] else ":", color="grey")
+        axes.plot(*zip(*series[name], strict=True), label=name, **style)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(True, which="major", linewidth=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, metadata={"Date": None})
+    return True
