@@ -114,6 +114,7 @@ def search(target: str, seconds: int) -> bool:
         kept,
         f"-max_total_time={seconds}",
         f"-max_len={MAX_INPUT_BYTES}",
+        f"-dict={HERE / 'dictionary.txt'}",
         f"-artifact_prefix={found}/{target}-",
         "-timeout=20",
         "-print_final_stats=1",
