@@ -1,6 +1,7 @@
-"""``python -m tests.fuzz.loop TARGET libfuzzer-arguments``: one process of libFuzzer, started by ``run``.
+"""``python -m tests.fuzz.loop ITSELF TARGET libfuzzer-arguments``: one process of libFuzzer, started by ``run``.
 
-TARGET is one of ``targets.TARGETS``, or ``planted``: the library whose path is in FUZZ_PLANTED.
+ITSELF is an executable that starts the same again, with other arguments behind TARGET. TARGET is one of
+``targets.TARGETS``, or ``planted``: the library whose path is in FUZZ_PLANTED.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def find_target(name: str) -> Callable[[bytes], None]:
 def main() -> None:
     """Run until libFuzzer ends the process."""
     atheris = importlib.import_module("atheris")  # untyped, and installed for fuzzing alone
-    target = find_target(sys.argv[1])
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], target)
+    itself, name, *arguments = sys.argv[1:]
+    atheris.Setup([itself, *arguments], find_target(name))
     atheris.Fuzz()
 
 

@@ -73,7 +73,11 @@ def fuzz(target: str, *arguments: str | Path, **variables: str) -> tuple[int, Pa
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
-    command = [sys.executable, "-P", "-m", "tests.fuzz.loop", target, *map(str, arguments)]
+    # libFuzzer starts itself again to merge, by a name without arguments.
+    itself = BUILD / f"{target}.sh"
+    itself.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m tests.fuzz.loop {itself} {target} "$@"\n')
+    itself.chmod(0o755)
+    command = [itself, *arguments]
     said = BUILD / f"{target}.log"
     with said.open("wb") as log:
         done = subprocess.run(command, cwd=BUILD, env=environment | variables, stdout=log, stderr=log)
@@ -129,7 +133,7 @@ def keep(target: str) -> None:
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         learned, kept = BUILD / "corpus" / target, CORPUS / target
         status, said = fuzz(target, "-merge=1", f"-max_len={MAX_KEPT_BYTES}", folder, kept, learned)
-        if status:
+        if status or not any(Path(folder).iterdir()):
             raise SystemExit(f"the corpus of {target} was not merged, see {said}")
         for old in kept.iterdir():
             old.unlink()
