@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -96,6 +97,31 @@ def window(browser: Any, server: Server) -> Iterator[Callable[..., Window]]:
     yield make
     for each in made:
         each.close()
+
+
+def test_a_browser_talks_compressed_where_the_server_lets_it(
+    window: Callable[..., Window], tmp_path: Path, room: str
+) -> None:
+    text = "round and round it goes " * 20
+    with running_server(tmp_path, "--compression", "--drain-seconds=0.2", workers=2) as server:
+        windows = [window(name, server.port) for name in ("Ada", "Bob", "Cleo")]
+        for each in windows:
+            each.join(room)
+        begin = sent_bytes(server)
+        for number, each in enumerate(windows):
+            each.say(f"{number} {text}")
+        for each in windows:
+            for number in range(3):
+                each.sees(f"{number} {text}".strip())
+        # Nine deliveries of half a kilobyte each, in much less than that.
+        assert 0 < sent_bytes(server) - begin < 9 * len(text)
+
+
+def sent_bytes(server: Server) -> float:
+    """Bytes that members' sockets have taken, of all workers; counted once a second."""
+    time.sleep(2.1)
+    text = http(server.port, "GET", "/metrics").body.decode()
+    return float(re.findall(r"^tornadochat_sent_bytes_total (\S+)$", text, re.M)[0])
 
 
 def test_two_windows_on_different_workers_talk(window: Callable[..., Window], server: Server, room: str) -> None:
