@@ -267,6 +267,28 @@ def test_what_is_typed_while_the_server_is_killed_and_started_again_arrives_once
             each.close()
 
 
+def until_kept(page: Any, text: str) -> None:
+    """Wait until a message that waits to be sent is in the browser's database."""
+    script = """async (text) => {
+        const opened = indexedDB.open("tornadochat");
+        const db = await new Promise((resolve, reject) => {
+            opened.onsuccess = () => resolve(opened.result);
+            opened.onerror = () => reject(opened.error);
+        });
+        const asked = db.transaction("messages").objectStore("messages").getAll();
+        const kept = await new Promise((resolve, reject) => {
+            asked.onsuccess = () => resolve(asked.result);
+            asked.onerror = () => reject(asked.error);
+        });
+        db.close();
+        return kept.some((message) => message.text === text);
+    }"""
+    deadline = time.monotonic() + WAIT_MS / 1000
+    while not page.evaluate(script, text):
+        assert time.monotonic() < deadline, f"{text!r} is not in the database"
+        time.sleep(0.05)
+
+
 def test_unsent_messages_survive_a_reload_and_a_crash_of_the_tab(browser: Any, tmp_path: Path) -> None:
     with running_server(tmp_path, "--drain-seconds=0.2", "--durable", workers=1) as first:
         port = first.port
@@ -284,7 +306,7 @@ def test_unsent_messages_survive_a_reload_and_a_crash_of_the_tab(browser: Any, t
     ada.page.wait_for_selector(".banner")
     ada.say("three")
     ada.page.locator(".is-pending").wait_for()
-    time.sleep(1)  # what is drawn in one moment is in the database some moments later; then the tab may crash
+    until_kept(ada.page, "three")  # what is drawn is in the database some moments later; then the tab may crash
     with contextlib.suppress(Exception):  # the page is gone before it answers
         ada.page.goto("chrome://crash", timeout=2_000)
     with running_server(tmp_path, "--drain-seconds=0.2", "--durable", workers=1, port=port):
