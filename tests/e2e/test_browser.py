@@ -295,7 +295,7 @@ def test_unsent_messages_survive_a_reload_and_a_crash_of_the_tab(browser: Any, t
         ada = Window(browser, port, "Ada")
         ada.join("tea")
         ada.say("one")
-        ada.sees("one")
+        ada.page.wait_for_selector(".message:not(.is-pending) .message-text:has-text('one')")
     ada.page.wait_for_selector(".banner")
     ada.say("two")
     ada.page.locator(".is-pending").wait_for()
