@@ -32,7 +32,7 @@ def test_every_delivery_of_ours_and_of_a_peer_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("uvloop", reason="uvloop comes with the extra bench")
-    for name in ("REST_SECONDS", "WARM_SECONDS", "SETTLE_STEP_SECONDS"):
+    for name in ("REST_SECONDS", "WARM_SECONDS"):
         monkeypatch.setattr(systems, name, 0.1)
     monkeypatch.setattr(load, "DRAIN_SECONDS", 0.5)
     out = tmp_path / "compare.json"
