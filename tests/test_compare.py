@@ -34,7 +34,7 @@ def test_every_delivery_of_ours_and_of_a_peer_is_counted(
     pytest.importorskip("uvloop", reason="uvloop comes with the extra bench")
     for name in ("REST_SECONDS", "WARM_SECONDS"):
         monkeypatch.setattr(systems, name, 0.1)
-    monkeypatch.setattr(load, "DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(load, "DRAIN_SECONDS", 0.3)
     out = tmp_path / "compare.json"
     others = "--systems=floor,websockets,tornado"
     assert compare.main(["--shapes=tiny", others, "--pairs=1", "--seconds=1", f"--out={out}"]) == 0
