@@ -104,6 +104,14 @@ cdef inline int class_of(int64_t delay) noexcept nogil:
     return octave if octave < CLASSES else CLASSES - 1
 
 
+cdef inline int64_t stamp_of(unsigned char *at, unsigned char *end) noexcept nogil:
+    cdef int64_t stamp = 0
+    while at < end and 48 <= at[0] <= 57:
+        stamp = stamp * 10 + at[0] - 48
+        at += 1
+    return stamp
+
+
 def class_limit(int index):
     """Upper limit in microseconds of one class of the histogram."""
     if index < 16:
@@ -139,7 +147,9 @@ cdef class Swarm:
     cdef uint64_t[CLASSES] connect_delays
     cdef readonly uint64_t joined, failed, sent, delivered, holes, repeats, errors
     cdef readonly uint64_t bytes_received, closed, refused_sends, bye
-    cdef public int64_t worst_lateness_us
+    cdef readonly int64_t worst_lateness_us
+    # Where no seq tells, what was sent before is of an earlier load and does not count.
+    cdef int64_t counted_from_us
     cdef bytes last_error
 
     def __cinit__(self, str host, int port, object dialect, list rooms, int capacity, int text_bytes=96, str path=""):
@@ -352,13 +362,16 @@ cdef class Swarm:
         cdef uint64_t seq = 0
         cdef size_t i = 7
         cdef unsigned char *at
+        cdef int64_t stamp
         if not self.numbered:
             at = <unsigned char *>memmem(payload, size, STAMP, 9)
             if at == NULL:
                 self.control(peer, payload[:size])
                 return
-            self.delivered += 1
-            self.count_delay(at + 9, payload + size)
+            stamp = stamp_of(at + 9, payload + size)
+            if stamp >= self.counted_from_us:
+                self.delivered += 1
+                self.delays[class_of(now_us() - stamp)] += 1
             return
         if size > 8 and memcmp(payload, b'{"seq":', 7) == 0:
             while i < size and 48 <= payload[i] <= 57:
@@ -374,16 +387,9 @@ cdef class Swarm:
                 self.repeats += 1
             at = <unsigned char *>memmem(payload, size, STAMP, 9)
             if at != NULL:
-                self.count_delay(at + 9, payload + size)
+                self.delays[class_of(now_us() - stamp_of(at + 9, payload + size))] += 1
             return
         self.control(peer, payload[:size])
-
-    cdef inline void count_delay(self, unsigned char *at, unsigned char *end) noexcept:
-        cdef int64_t stamp = 0
-        while at < end and 48 <= at[0] <= 57:
-            stamp = stamp * 10 + at[0] - 48
-            at += 1
-        self.delays[class_of(now_us() - stamp)] += 1
 
     cdef void control(self, peer_t *peer, bytes payload):
         if self.ping and payload == self.ping:
@@ -434,6 +440,11 @@ cdef class Swarm:
             if self.peers[i].state == JOINED:
                 sizes[self.peers[i].room] += 1
         return sizes
+
+    def begin_count(self):
+        """A new load begins; what is still under way of an earlier one is left out where it can be told."""
+        self.counted_from_us = now_us()
+        self.worst_lateness_us = 0
 
     def sent_by_room(self):
         """Messages sent to each room, by index."""

@@ -62,7 +62,7 @@ class Talk:
             settings, parse_address("redis://127.0.0.1"), lambda room: RoomKeys(*keys), ignore
         )
         self.publisher._link, self.publisher.ready = self.link, True
-        rules = Rules(
+        self.rules = rules = Rules(
             room=self.bench.hub.room,
             find_room=self.bench.hub.rooms.get,
             publish=self.publisher.publish,

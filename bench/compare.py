@@ -76,15 +76,22 @@ class Comparison:
         self.results = Results(machine=this_machine())
         self._out = out
 
-    def run_pairs(self, shape: Shape, name: str, pairs: int, seconds: float) -> None:
-        """Ours and one other system under one shape of load."""
+    def run_shape(self, shape: Shape, names: Sequence[str], pairs: int, seconds: float) -> None:
+        """Ours, which stands all the time, and each other system under one shape of load."""
+        with Seat(OURS, shape) as ours:
+            for name in names:
+                self.run_pairs(shape, ours, name, pairs, seconds)
+            self.results.joinings += ours.joinings
+        self.results.save(self._out)
+
+    def run_pairs(self, shape: Shape, ours: Seat, name: str, pairs: int, seconds: float) -> None:
+        """Ours and one other system in turn."""
         with ExitStack() as stack:
             try:
                 other = stack.enter_context(Seat(name, shape))
             except FAILURES as error:
                 self._skip(name, shape, error)
                 return
-            ours = stack.enter_context(Seat(OURS, shape))
             for number in range(pairs):
                 mine = ours.send(shape.rate, seconds)
                 try:
@@ -97,7 +104,7 @@ class Comparison:
                     f"{shape.name} {number + 1}/{pairs} {name}: ours {pair.ours.cpu_us:.2f} us, "
                     f"it {pair.other.cpu_us:.2f} us, p99 {pair.ours.p99_ms:.1f} and {pair.other.p99_ms:.1f} ms"
                 )
-            self.results.joinings += ours.joinings + other.joinings
+            self.results.joinings += other.joinings
         self.results.save(self._out)
 
     def saturate(self, shape: Shape, name: str, seconds: float) -> None:
@@ -139,8 +146,8 @@ def run(options: argparse.Namespace) -> Results:
     comparison = Comparison(options.out)
     shapes = [SHAPES[name] for name in options.shapes]
     for shape in shapes:
-        for name in options.systems if options.pairs else ():
-            comparison.run_pairs(shape, name, options.pairs, options.seconds)
+        if options.pairs:
+            comparison.run_shape(shape, options.systems, options.pairs, options.seconds)
     layouts: dict[str, Shape] = {}
     for shape in shapes if options.saturation else ():
         layouts.setdefault(shape.layout, shape)  # the search only begins with the shape's rate

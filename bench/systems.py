@@ -32,9 +32,6 @@ REST_SECONDS = 1.0
 WARM_SECONDS = 1.0
 # Any system holds that, so that nothing of it is left when the first load begins.
 WARM_RATE = 100.0
-# A system that still delivers so long after a load is opened anew.
-SETTLE_SECONDS = 8.0
-SETTLE_STEP_SECONDS = 0.3
 
 
 class Session(Protocol):
@@ -44,9 +41,6 @@ class Session(Protocol):
 
     def send(self, rate: float, seconds: float) -> Sample:
         """Send at a rate and count, see ``Load.send``."""
-
-    def settle(self) -> bool:
-        """Wait for what is still under way; False where the session is of no more use."""
 
 
 class FloorSession:
@@ -76,10 +70,6 @@ class FloorSession:
             late_ms=0.0,
         )
 
-    def settle(self) -> bool:
-        """See ``Session``."""
-        return True
-
 
 class ChatSession:
     """A running server, ours or a peer's, and the generator that holds its members.
@@ -106,7 +96,6 @@ class ChatSession:
             pss_bytes=(self._memory() - memory) / self._connections,
         )
         load.send(WARM_SECONDS, min(WARM_RATE, shape.rate))  # caches and scripts get warm
-        self.settle()
 
     def _memory(self) -> int:
         return sum(pss_bytes(pid) for pid in self._pids())
@@ -129,19 +118,6 @@ class ChatSession:
             p99_ms=report.p99_ms,
             late_ms=report.late_ms,
         )
-
-    def settle(self) -> bool:
-        """See ``Session``."""
-        before = -1
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < deadline:
-            report = self._load.idle(SETTLE_STEP_SECONDS)
-            if report.joined < self._connections:
-                return False
-            if report.delivered == before:
-                return True
-            before = report.delivered
-        return False
 
 
 @contextmanager
@@ -204,14 +180,14 @@ class Seat:
         return self._session
 
     def send(self, rate: float, seconds: float) -> Sample:
-        """One load; what it left under way does not count for the next one.
+        """One load. A system that could not deliver all of it is opened anew before the next one, however
+        long what it still has under way would take.
 
         Raises:
-            Unavailable: The system had to be opened anew and could not.
+            Unavailable: It could not be opened anew.
         """
-        used = self._open()
-        sample = used.send(rate, seconds)
-        if not sample.exact and not used.settle():
+        sample = self._open().send(rate, seconds)
+        if not sample.exact:
             self._session = None
             self._stack.close()
         return sample

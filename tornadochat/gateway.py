@@ -54,11 +54,12 @@ RETRY_AFTER_SECONDS = 5
 
 
 class Upgraded(NamedTuple):
-    """A member whose handshake is answered.
+    """A member who is let in.
 
     Attributes:
         fd: Descriptor of its plain socket, owned by the receiver; -1 where ``stream`` is given.
         stream: Its TLS stream, owned by the receiver.
+        answer: The answer to its handshake, which goes before everything else; empty where it is sent.
         received: Bytes that came behind the handshake.
         identity: Who it is.
         address: Where it comes from, for ``Gateway.release``.
@@ -67,6 +68,7 @@ class Upgraded(NamedTuple):
 
     fd: int
     stream: IOStream | None
+    answer: bytes
     received: bytes
     identity: Identity
     address: str
@@ -221,34 +223,32 @@ class Door(HTTPMessageDelegate):
             return
         metrics.handshakes.inc()
         stream = connection.detach()
-        hand_over = functools.partial(self._hand_over, stream, identity, address, upgrade.extension is not None)
         services = self._gateway.services
         worker = services.slot if services.settings.debug_headers else None
+        answer = handshake.response_bytes(upgrade, worker)
+        deflates = upgrade.extension is not None
+        if not isinstance(stream, SSLIOStream) and services.plain_sockets:
+            self._hand_over(stream, answer, identity, address, deflates)
+            return
+        upgraded = Upgraded(-1, stream, b"", b"", identity, address, deflates)
         try:
-            written = stream.write(handshake.response_bytes(upgrade, worker))
+            written = stream.write(answer)
         except StreamClosedError:
             self._gateway.release(address)
             return
-        if written.done():
-            hand_over(written)
+        written.add_done_callback(functools.partial(self._hand_stream_over, upgraded))
+
+    def _hand_stream_over(self, upgraded: Upgraded, written: asyncio.Future[None]) -> None:
+        assert upgraded.stream is not None
+        if written.exception() is not None or upgraded.stream.closed():
+            self._gateway.release(upgraded.address)
         else:
-            written.add_done_callback(hand_over)
+            self._gateway.services.adopt(upgraded)
 
     def _hand_over(
-        self,
-        stream: IOStream,
-        identity: Identity,
-        address: str,
-        deflates: bool,
-        written: asyncio.Future[None],
+        self, stream: IOStream, answer: bytes, identity: Identity, address: str, deflates: bool
     ) -> None:
-        services = self._gateway.services
-        if written.exception() is not None or stream.closed():
-            self._gateway.release(address)
-            return
-        if isinstance(stream, SSLIOStream) or not services.plain_sockets:
-            services.adopt(Upgraded(-1, stream, b"", identity, address, deflates))
-            return
+        """The answer goes out together with the first event, so that it is one send and not two."""
         # Whatever is in the stream's buffer or in the kernel's comes at once; a read that has to wait
         # ends with the stream, and nothing is lost: the descriptor lives on.
         early: Any = stream.read_bytes(MAX_EARLY_BYTES, partial=True)
@@ -258,7 +258,8 @@ class Door(HTTPMessageDelegate):
             return
         descriptor = os.dup(stream.socket.fileno())
         stream.close()
-        services.adopt(Upgraded(descriptor, None, received, identity, address, deflates))
+        upgraded = Upgraded(descriptor, None, answer, received, identity, address, deflates)
+        self._gateway.services.adopt(upgraded)
 
     def finish(self) -> None:
         """See ``tornado.httputil.HTTPMessageDelegate``."""

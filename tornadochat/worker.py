@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import ujson
 
 from tornadochat import protocol
-from tornadochat._fastframe import Deflater
+from tornadochat._fastframe import OP_TEXT, Deflater, encode_frame
 from tornadochat.auth import Authenticator, load_secrets
 from tornadochat.broker import Broker
 from tornadochat.errors import StoreError
@@ -299,7 +299,7 @@ class Worker:
         return len(self.members) >= self.capacity
 
     def adopt(self, upgraded: Upgraded) -> None:
-        """Take over a socket whose handshake is answered."""
+        """Take over a socket whose handshake was accepted."""
         identity = upgraded.identity
         member = Member(
             self.rules,
@@ -322,7 +322,7 @@ class Worker:
         welcome = protocol.welcome(identity.user, identity.session, self.rules.limits)
         if upgraded.stream is None:
             connection = member.connection = self.reactor.attach(upgraded.fd, member, upgraded.deflates)
-            connection.send_text(welcome)
+            connection.send(upgraded.answer + encode_frame(OP_TEXT, welcome))
             connection.feed(upgraded.received)
         else:
             stream = member.connection = self.streams.attach(upgraded.stream, member, upgraded.deflates)

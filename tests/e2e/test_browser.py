@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -96,6 +97,31 @@ def window(browser: Any, server: Server) -> Iterator[Callable[..., Window]]:
     yield make
     for each in made:
         each.close()
+
+
+def test_a_browser_talks_compressed_where_the_server_lets_it(
+    window: Callable[..., Window], tmp_path: Path, room: str
+) -> None:
+    text = "round and round it goes " * 20
+    with running_server(tmp_path, "--compression", "--drain-seconds=0.2", workers=2) as server:
+        windows = [window(name, server.port) for name in ("Ada", "Bob", "Cleo")]
+        for each in windows:
+            each.join(room)
+        begin = sent_bytes(server)
+        for number, each in enumerate(windows):
+            each.say(f"{number} {text}")
+        for each in windows:
+            for number in range(3):
+                each.sees(f"{number} {text}".strip())
+        # Nine deliveries of half a kilobyte each, in much less than that.
+        assert 0 < sent_bytes(server) - begin < 9 * len(text)
+
+
+def sent_bytes(server: Server) -> float:
+    """Bytes that members' sockets have taken, of all workers; counted once a second."""
+    time.sleep(2.1)
+    text = http(server.port, "GET", "/metrics").body.decode()
+    return float(re.findall(r"^tornadochat_sent_bytes_total (\S+)$", text, re.M)[0])
 
 
 def test_two_windows_on_different_workers_talk(window: Callable[..., Window], server: Server, room: str) -> None:
@@ -241,13 +267,35 @@ def test_what_is_typed_while_the_server_is_killed_and_started_again_arrives_once
             each.close()
 
 
+def until_kept(page: Any, text: str) -> None:
+    """Wait until a message that waits to be sent is in the browser's database."""
+    script = """async (text) => {
+        const opened = indexedDB.open("tornadochat");
+        const db = await new Promise((resolve, reject) => {
+            opened.onsuccess = () => resolve(opened.result);
+            opened.onerror = () => reject(opened.error);
+        });
+        const asked = db.transaction("messages").objectStore("messages").getAll();
+        const kept = await new Promise((resolve, reject) => {
+            asked.onsuccess = () => resolve(asked.result);
+            asked.onerror = () => reject(asked.error);
+        });
+        db.close();
+        return kept.some((message) => message.text === text);
+    }"""
+    deadline = time.monotonic() + WAIT_MS / 1000
+    while not page.evaluate(script, text):
+        assert time.monotonic() < deadline, f"{text!r} is not in the database"
+        time.sleep(0.05)
+
+
 def test_unsent_messages_survive_a_reload_and_a_crash_of_the_tab(browser: Any, tmp_path: Path) -> None:
     with running_server(tmp_path, "--drain-seconds=0.2", "--durable", workers=1) as first:
         port = first.port
         ada = Window(browser, port, "Ada")
         ada.join("tea")
         ada.say("one")
-        ada.sees("one")
+        ada.page.wait_for_selector(".message:not(.is-pending) .message-text:has-text('one')")
     ada.page.wait_for_selector(".banner")
     ada.say("two")
     ada.page.locator(".is-pending").wait_for()
@@ -258,7 +306,7 @@ def test_unsent_messages_survive_a_reload_and_a_crash_of_the_tab(browser: Any, t
     ada.page.wait_for_selector(".banner")
     ada.say("three")
     ada.page.locator(".is-pending").wait_for()
-    time.sleep(1)  # what is drawn in one moment is in the database some moments later; then the tab may crash
+    until_kept(ada.page, "three")  # what is drawn is in the database some moments later; then the tab may crash
     with contextlib.suppress(Exception):  # the page is gone before it answers
         ada.page.goto("chrome://crash", timeout=2_000)
     with running_server(tmp_path, "--drain-seconds=0.2", "--durable", workers=1, port=port):
