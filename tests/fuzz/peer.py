@@ -9,7 +9,8 @@ a close frame and limits control frames too. What is added here:
   ``websockets`` does when the payload is there;
 - a close code is judged before the reason behind it (section 7.4);
 - the limit of a message does not count control frames, which have one of their own (section 5.5);
-- text is UTF-8 (section 8.1), found wrong at its first wrong byte, by Python's own decoder.
+- text is UTF-8 (section 8.1), found wrong at its first wrong byte, by Python's own decoder, which waits for
+  the third byte of a surrogate though two tell it.
 
 Of a compressed message (RFC 7692) the package inflates what is one stream; what is no stream it calls a
 breach of the protocol, here it is bad data. It drops what stands behind the end of a stream (section
@@ -242,11 +243,15 @@ class Peer:
             self._opcode, self._partial = 0, b""
 
     def _check_text(self, payload: bytes, final: bool) -> None:
-        if self._opcode == TEXT:
-            try:
-                self._text.decode(payload, final)
-            except UnicodeDecodeError:
-                raise Breach(1007) from None
+        if self._opcode != TEXT:
+            return
+        try:
+            self._text.decode(payload, final)
+        except UnicodeDecodeError:
+            raise Breach(1007) from None
+        waiting = self._text.getstate()[0]
+        if waiting[:1] == b"\xed" and waiting[1:2] >= b"\xa0":
+            raise Breach(1007)
 
 
 def peer_reads(
