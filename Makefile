@@ -44,7 +44,7 @@ $(STAMPS)/installed: $(BIN)/python $(PACKAGE) $(CLIENT) README.md
 	@touch $@
 
 $(STAMPS)/tools: $(STAMPS)/installed pyproject.toml
-	$(BIN)/python -m pip install --quiet ".[test,lint]" "tox>=4.20,<5"
+	$(BIN)/python -m pip install --quiet ".[test,lint,bench]" "tox>=4.20,<5"
 	@touch $@
 
 lint: $(STAMPS)/tools

@@ -82,13 +82,13 @@ def _memory(results: Results) -> dict[str, list[tuple[float, float]]]:
 
 
 def _plot(path: Path, title: str, x_label: str, y_label: str, series: dict[str, Any]) -> bool:
-    """Both axes logarithmic; False where there is nothing to draw."""
+    """Both axes logarithmic; False where nobody was measured at two places of the x axis."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     series = {name: points for name, points in series.items() if points}
-    if not series:
-        return False
+    if max(map(len, series.values()), default=0) < 2:
+        return False  # a column of dots shows nothing that the tables do not
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for name in sorted(series, key=lambda name: list(TITLES).index(name)):

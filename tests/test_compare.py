@@ -81,10 +81,21 @@ def test_plots_are_the_same_bytes_for_the_same_results(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib comes with the extra bench")
     from bench import plots
 
-    drawn = plots.draw(some_results(), tmp_path)
+    results = some_results()
+    results.joinings.append(Joining("tornadochat", "50 rooms of 100", 5000, 300.0, 2000.0))
+    drawn = plots.draw(results, tmp_path)
     assert [path.name for path in drawn] == ["cpu-10x100.svg", "latency-10x100.svg", "memory.svg"]
     before = [path.read_bytes() for path in drawn]
-    assert [path.read_bytes() for path in plots.draw(some_results(), tmp_path)] == before
+    assert [path.read_bytes() for path in plots.draw(results, tmp_path)] == before
+
+
+def test_what_was_measured_at_one_place_alone_is_not_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra bench")
+    from bench import plots
+
+    results = some_results()
+    results.saturations.clear()
+    assert plots.draw(results, tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support import SLOWNESS
-from tornadochat import presence, worker
+from tornadochat import identity, presence, worker
 from tornadochat.auth import load_secrets
 from tornadochat.errors import Unavailable
 from tornadochat.protocol import User
@@ -34,12 +34,12 @@ def test_the_secret_is_put_back_however_often_the_store_fails(
 
     async def scenario() -> None:
         one = worker.Worker(Settings(redis_prefix="worker-secret"), 0, store_url, tmp_path, 1)
-        keeping = asyncio.create_task(one._keep_identity())
-        await asyncio.wait_for(one._can_sign.wait(), 5 * SLOWNESS)
+        keeping = asyncio.create_task(one.identity.keep())
+        await asyncio.wait_for(one.identity.known.wait(), 5 * SLOWNESS)
         assert one.authenticator is not None
         [secret] = one.authenticator.secrets
         await one.broker.redis.delete("worker-secret:secret", "worker-secret:secrets")
-        monkeypatch.setattr(worker, "load_secrets", sometimes)
+        monkeypatch.setattr(identity, "load_secrets", sometimes)
         one._on_status(True)
         async with asyncio.timeout(5 * SLOWNESS):
             while await one.broker.redis.get("worker-secret:secret") is None:

@@ -27,26 +27,13 @@ from tornadochat._fastframe cimport (
     shared_new, shared_release, shared_retain, shared_t,
 )
 
-from tornadochat._poller cimport GENERATION_BITS, Poller, Sockets, now_us
+from tornadochat._poller cimport (
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, GENERATION_BITS, MSG_NOSIGNAL,
+    Poller, Sockets, epoll_ctl, epoll_event, now_us, recv, send,
+)
 
 from tornadochat._fastframe import encode_close
 from tornadochat.errors import FrameError
-
-cdef extern from "<sys/epoll.h>" nogil:
-    enum:
-        EPOLL_CTL_ADD
-        EPOLL_CTL_DEL
-        EPOLL_CTL_MOD
-        EPOLLERR
-        EPOLLHUP
-        EPOLLIN
-        EPOLLOUT
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -55,14 +42,11 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "<sys/socket.h>" nogil:
     enum:
-        MSG_NOSIGNAL
         SHUT_WR
     struct msghdr:
         iovec *msg_iov
         size_t msg_iovlen
-    ssize_t send(int fd, const void *buf, size_t size, int flags)
     ssize_t sendmsg(int fd, const msghdr *msg, int flags)
-    ssize_t recv(int fd, void *buf, size_t size, int flags)
     int shutdown(int fd, int how)
     int setsockopt(int fd, int level, int option, const void *value, unsigned int size)
 

@@ -81,11 +81,14 @@ class Services(Protocol):
     settings: Settings
     slot: int
     draining: bool
-    authenticator: Authenticator | None
     broker: Broker
     presence: Presence
     metrics: Metrics
     plain_sockets: bool  # whether the reactor takes plain sockets; else streams are handed over
+
+    @property
+    def authenticator(self) -> Authenticator | None:
+        """Who tells who somebody is; None until the session secret is known."""
 
     def ready(self) -> bool:
         """Whether people can be let in."""

@@ -24,11 +24,12 @@ import ujson
 
 from tornadochat import protocol
 from tornadochat._fastframe import OP_TEXT, Deflater, encode_frame
-from tornadochat.auth import Authenticator, load_secrets
+from tornadochat.auth import Authenticator
 from tornadochat.broker import Broker
 from tornadochat.errors import StoreError
 from tornadochat.gateway import make_gateway
 from tornadochat.hub import Hub
+from tornadochat.identity import IdentityKeeper
 from tornadochat.limits import TokenBucket, resolve
 from tornadochat.member import UNLIMITED, Member, Rates, Rules
 from tornadochat.metrics import Metrics
@@ -56,8 +57,6 @@ TICK_SECONDS = 1.0
 STORE_SECONDS = 3.0
 # A member over its rate is read again after this time at most: pings and its close frame wait with the rest.
 MAX_HOLD_SECONDS = 1.0
-# Pauses between tries to read what the store knows of sessions.
-FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.1, 2.0
 # The log of every subscribed room is compared with what came by pub/sub this often.
 HEAD_CHECK_SECONDS = 30.0
 # Memory that rooms and people have left behind is looked for this often.
@@ -113,7 +112,6 @@ class Worker:
         self.draining = False
         self.plain_sockets = Reactor is not None
         self.capacity = settings.max_connections or max(1, raise_file_limit() - RESERVED_FILES)
-        self.authenticator: Authenticator | None = None
         self.worker_id = f"{slot}-{secrets.token_hex(6)}"
         self.members: set[Member] = set()
         self.loop = asyncio.get_running_loop()
@@ -125,6 +123,7 @@ class Worker:
             on_status=self._on_status,
             on_control=self._on_control,
         )
+        self.identity = IdentityKeeper(self.broker, settings)
         self.presence = Presence(self.broker, self.worker_id, settings, self._tell)
         callbacks: dict[str, Any] = {
             "on_text": Member.handle,
@@ -173,9 +172,6 @@ class Worker:
             stored=0,
         )
         self._stopped = asyncio.Event()
-        self._can_sign = asyncio.Event()  # set once the session secret is known
-        self._identity_wanted = asyncio.Event()  # set while what the store knows of sessions is to be read
-        self._identity_wanted.set()
         self._empty = asyncio.Event()  # set once a drain has no member left
         self._tasks: set[asyncio.Task[None]] = set()
         self._unjoined: deque[tuple[float, Member]] = deque()  # oldest first: all wait equally long
@@ -194,11 +190,11 @@ class Worker:
         server = self.gateway.server()
         self.broker.on_publish_seconds = self.metrics.published
         await self.broker.start()
-        self._spawn(self._keep_identity())
+        self._spawn(self.identity.keep())
         self.presence.start()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STORE_SECONDS):
-                await self._can_sign.wait()
+                await self.identity.known.wait()
         server.add_socket(sock)
         tell(f"ready {self.capacity}")
         duties = (
@@ -260,35 +256,12 @@ class Worker:
             except Exception:
                 log.exception("%s failed; it is tried again", duty.__name__)
 
-    async def _keep_identity(self) -> None:
-        """Learn, whenever it is asked for, how sessions are signed and which were ended: all machines find
-        it in the store. It is tried until the store tells."""
-        wait = FIRST_WAIT_SECONDS
-        while True:
-            await self._identity_wanted.wait()
-            self._identity_wanted.clear()
-            try:
-                await self._learn_identity()
-            except (StoreError, OSError) as error:
-                log.debug("the session secret cannot be read yet: %s", error)
-                self._identity_wanted.set()
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, LAST_WAIT_SECONDS)
-            else:
-                wait = FIRST_WAIT_SECONDS
-                self._can_sign.set()
-
-    async def _learn_identity(self) -> None:
-        known = self.authenticator.secrets if self.authenticator is not None else ()
-        found, put_back = await load_secrets(self.broker.redis, self.settings, known)
-        authenticator = self.authenticator or Authenticator(self.settings, found)
-        authenticator.secrets = found
-        await authenticator.load_ended(self.broker.redis)
-        self.authenticator = authenticator
-        if put_back:  # workers that came up with an empty store do not know it
-            self.broker.publish_control(b'{"kind":"secrets"}')
-
     # What the gateway asks and brings --------------------------------------------------------------
+
+    @property
+    def authenticator(self) -> Authenticator | None:
+        """Who tells who somebody is; None until the session secret is known."""
+        return self.identity.authenticator
 
     def ready(self) -> bool:
         """Whether people can be let in."""
@@ -385,7 +358,7 @@ class Worker:
         if up:
             self._spawn(self._check_heads())
             self.presence.renew()
-            self._identity_wanted.set()
+            self.identity.ask()
 
     def _on_control(self, payload: bytes) -> None:
         try:
@@ -395,7 +368,7 @@ class Worker:
             log.warning("malformed control message of %d bytes left out", len(payload))
             return
         if kind == "secrets":
-            self._identity_wanted.set()
+            self.identity.ask()
         if kind == "end" and self.authenticator is not None:
             self.authenticator.end(user, at)
         for member in [member for member in self.members if member.user.id == user]:
