@@ -19,11 +19,12 @@ can measure.
 """
 METHOD = """Each system is the smallest same chat that its own documentation recommends for production
 (`bench/peers`), two worker processes, Redis (Valkey) between them where it needs one, 96-byte texts, loopback.
-Ours also keeps a log of every room, in a store with an append-only file; of the others only nchan keeps messages,
-in memory. Our frames are larger, since they carry who, when and the place in the log. Ours and the other system get
-the same load one right after the other, several times; the ratio is the median of these pairs, with quartiles. CPU is
-that of all server processes, Redis included. Late or lost is what had not come a second after the last message.
-The floors are a bare C loop that sends ready-made frames: nobody gets below them but by fewer sends."""
+Ours also keeps a log of every room, in a store with an append-only file; of the others only nchan keeps
+messages, in memory. Our frames are larger, since they carry who, when and the place in the log. Ours and the
+other system get the same load one right after the other, several times; the ratio is the median of these pairs,
+with quartiles. CPU is that of all server processes, Redis included. Late or lost is what had not come a second
+after the last message. The floors are a bare C loop that sends ready-made frames: nobody gets below them but by
+fewer sends."""
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
