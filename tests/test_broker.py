@@ -20,7 +20,7 @@ from tornadochat._fastframe import pack_arguments, published_bodies, published_h
 from tornadochat.broker import Broker, Outcome
 from tornadochat.embedded import EmbeddedStore
 from tornadochat.errors import StartError, StoreRefused, Unavailable
-from tornadochat.redis_link import check_info
+from tornadochat.redis_link import Link, check_info
 from tornadochat.settings import Settings
 from tornadochat.store_address import parse_address
 
@@ -458,3 +458,16 @@ def test_arguments_are_packed_as_the_store_reads_them() -> None:
     for wrong in (1, None, bytearray(b"x")):
         with pytest.raises(TypeError, match="bytes or str"):
             pack_arguments(["ok", wrong])  # type: ignore[list-item]
+
+
+def test_a_connection_that_ends_before_it_is_told_of_is_no_connection() -> None:
+    """It counted as one, and its first command waited for an answer until the time was over."""
+
+    async def work() -> None:
+        link = Link(parse_address("redis://127.0.0.1"), lambda: None)
+        link.connection_lost(None)
+        with pytest.raises(ConnectionResetError):
+            link._made(object())
+        assert not link.connected
+
+    asyncio.run(work())

@@ -179,6 +179,8 @@ class Publisher:
         self._publish_script = publish_script(settings)
         self.epochs = epochs()
 
+    # The connection --------------------------------------------------------------------------------
+
     def start(self) -> None:
         """Connect, and connect again whenever the connection is lost."""
         work = stay_connected(self._address, begin=self._begin, on_lost=self._on_lost)

@@ -83,6 +83,7 @@ class Link(asyncio.Protocol):
         self.info: ServerInfo | None = None
         self.place = ("", 0)  # where the server was found
         self.connected = False
+        self._ended = False
         self._on_lost = on_lost
         self._on_push = on_push
         self._reader = hiredis.Reader(notEnoughData=NOTHING)
@@ -122,6 +123,8 @@ class Link(asyncio.Protocol):
         self._made(await open_stream(self._loop, self, self.place, address.tls))
 
     def _made(self, transport: Any) -> None:
+        if self._ended:  # before this was told that it is there
+            raise ConnectionResetError("the connection ended as soon as it was made")
         self._transport = transport
         self.connected = True
         self._heard = self._loop.time()
@@ -243,6 +246,7 @@ class Link(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Tell everyone who waits for a reply, then the owner."""
         self.connected = False
+        self._ended = True
         self._transport = None
         replies, self._replies = self._replies, deque()
         lost = Unavailable(str(error) if error else "the connection to the store was lost")
