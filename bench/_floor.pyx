@@ -36,6 +36,17 @@ cdef inline int64_t clock_us(int which) noexcept nogil:
     return at.tv_sec * <int64_t>1000000 + at.tv_nsec // 1000
 
 
+cdef int *descriptors(list fds) except NULL:
+    """The numbers in C; freed by the caller."""
+    cdef int i, count = len(fds)
+    cdef int *found = <int *>malloc(count * sizeof(int))
+    if found == NULL:
+        raise MemoryError("no memory for the descriptors")
+    for i in range(count):
+        found[i] = fds[i]
+    return found
+
+
 def fan_out(list fds, int rooms, bytes frame, double rate, double seconds):
     """Send ``frame`` to all members of one room after another, ``rate`` rooms a second.
 
@@ -50,15 +61,11 @@ def fan_out(list fds, int rooms, bytes frame, double rate, double seconds):
         ``(deliveries, CPU seconds of this process)``; sends that the socket refused do not count.
     """
     cdef int count = len(fds), i, room
-    cdef int *all_fds = <int *>malloc(count * sizeof(int))
+    cdef int *all_fds = descriptors(fds)
     cdef const char *raw = frame
     cdef size_t size = len(frame)
     cdef int64_t begin, due, now, cpu, message = 0, total = <int64_t>(rate * seconds), sent = 0
     cdef timespec pause
-    if all_fds == NULL:
-        raise MemoryError("no memory for the descriptors")
-    for i in range(count):
-        all_fds[i] = fds[i]
     with nogil:
         cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID)
         begin = clock_us(CLOCK_MONOTONIC)
@@ -94,16 +101,12 @@ def fan_out_batched(list fds, int rooms, bytes frame, double rate, double second
     cdef int count = len(fds), i, room
     cdef int64_t most = <int64_t>(rate * window_us / 1e6 / rooms) + 8, waiting
     cdef bytes batch = frame * most
-    cdef int *all_fds = <int *>malloc(count * sizeof(int))
+    cdef int *all_fds = descriptors(fds)
     cdef const char *raw = batch
     cdef size_t size = len(frame)
     cdef int64_t begin, now, cpu, turn = 0, turns = <int64_t>(seconds * 1e6 / window_us), sent = 0
     cdef int64_t came, served = 0
     cdef timespec pause
-    if all_fds == NULL:
-        raise MemoryError("no memory for the descriptors")
-    for i in range(count):
-        all_fds[i] = fds[i]
     with nogil:
         cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID)
         begin = clock_us(CLOCK_MONOTONIC)

@@ -26,29 +26,10 @@ from tornadochat._fastframe cimport (
     decoder_free, decoder_init, decoder_next, decoder_t, frame_t,
 )
 
-cdef extern from "<sys/epoll.h>" nogil:
-    enum:
-        EPOLLIN
-        EPOLLOUT
-        EPOLLERR
-        EPOLLHUP
-        EPOLL_CTL_ADD
-        EPOLL_CTL_MOD
-        EPOLL_CTL_DEL
-    ctypedef union epoll_data_t:
-        uint32_t u32
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
-    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
-
-cdef extern from "<sys/socket.h>" nogil:
-    enum:
-        MSG_NOSIGNAL
-    ssize_t send(int fd, const void *buf, size_t size, int flags)
-    ssize_t recv(int fd, void *buf, size_t size, int flags)
+from tornadochat._poller cimport (
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_NOSIGNAL,
+    epoll_create1, epoll_ctl, epoll_event, epoll_wait, recv, send,
+)
 
 cdef extern from *:
     """
@@ -207,7 +188,7 @@ cdef class Swarm:
         peer.started = now_us()
         decoder_init(&peer.decoder, 1 << 24, False, False)
         event.events = EPOLLOUT
-        event.data.u32 = self.count
+        event.data.u64 = self.count
         epoll_ctl(self.epoll, EPOLL_CTL_ADD, peer.fd, &event)
         self.count += 1
         return True
@@ -230,7 +211,7 @@ cdef class Swarm:
             with nogil:
                 ready = epoll_wait(self.epoll, events, MAX_EVENTS, timeout)
             for i in range(ready):
-                self.handle(events[i].data.u32, events[i].events)
+                self.handle(<uint32_t>events[i].data.u64, events[i].events)
             now = now_us()
             if rate > 0:
                 while True:
@@ -279,7 +260,7 @@ cdef class Swarm:
             return
         peer.state = UPGRADING
         event.events = EPOLLIN
-        event.data.u32 = index
+        event.data.u64 = index
         epoll_ctl(self.epoll, EPOLL_CTL_MOD, peer.fd, &event)
 
     cdef void upgrade(self, peer_t *peer):

@@ -12,6 +12,7 @@ from wsproto.connection import Connection as WsprotoConnection
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 from wsproto.utilities import RemoteProtocolError
 
+from tests.fuzz.targets import decode
 from tornadochat._fastframe import OP_BINARY, OP_PING, OP_PONG, OP_TEXT, FrameDecoder, encode_frame
 from tornadochat.errors import FrameError
 
@@ -86,18 +87,8 @@ def wsproto_reads(data: bytes) -> tuple[list[tuple[int, bytes]], bool]:
 @settings(max_examples=300)
 @given(st.binary(max_size=60))
 def test_any_bytes_give_frames_or_a_frame_error_and_cutting_changes_nothing(data: bytes) -> None:
-    def outcome(pieces: list[bytes]) -> tuple[list[tuple[int, bytes]], int]:
-        decoder, frames = FrameDecoder(LIMIT), []
-        try:
-            for piece in pieces:
-                frames += decoder.feed(piece)
-            decoder.feed(b"")
-        except FrameError as error:
-            return frames, error.code
-        return frames, 0
-
-    whole = outcome([data])
-    assert outcome([data[i : i + 1] for i in range(len(data))]) == whole
+    whole = decode(FrameDecoder(LIMIT), [data])
+    assert decode(FrameDecoder(LIMIT), [data[i : i + 1] for i in range(len(data))]) == whole
 
 
 @given(st.binary(max_size=120), st.integers(0, 120))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("tornadochat._poller", reason="the poller needs Linux' epoll")
-from tornadochat._poller import Poller
+from tornadochat._poller import Poller, Stream
 from tornadochat.worker_loop import WorkerLoop, at_end_of_turn, open_stream
 
 
@@ -92,8 +92,6 @@ def test_a_timer_is_in_time_while_a_stream_keeps_the_loop_in_its_turns() -> None
         near, far = socket.socketpair()
         near.setblocking(False)
         noted = Noted()
-        from tornadochat._poller import Stream
-
         stream = Stream(loop.poller, near.detach(), noted)  # type: ignore[attr-defined]
         ended = []
         loop.call_later(0.2, ended.append, True)
@@ -237,3 +235,26 @@ def test_a_quiet_poller_does_not_nap_and_a_busy_one_does_between_two_turns() -> 
     poller.forget(near.fileno())
     near.close()
     far.close()
+
+
+def test_an_interval_above_a_second_is_kept_as_well() -> None:
+    near, far = socket.socketpair()
+    poller = Poller(1.2)
+    poller.watch(near.fileno(), 1, False)
+    far.send(b"x")
+    begun = time.monotonic()
+    for _ in range(40):  # busy after 15 events
+        poller.wait(5.0)
+        if time.monotonic() - begun > 1:
+            break
+    assert time.monotonic() - begun > 1
+    near.close()
+    far.close()
+
+
+def test_a_descriptor_that_epoll_refuses_is_closed(tmp_path: Any) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    with pytest.raises(PermissionError):
+        Stream(Poller(), fd, Noted())
+    with pytest.raises(OSError):
+        os.fstat(fd)

@@ -195,8 +195,9 @@ cdef class Poller:
         cdef timespec time
         if left <= 0:
             return
-        time.tv_sec = 0
-        time.tv_nsec = min(left, self.interval_us) * 1000
+        left = min(left, self.interval_us)
+        time.tv_sec = left // 1000000
+        time.tv_nsec = left % 1000000 * 1000
         with nogil:
             nanosleep(&time, NULL)
 
@@ -230,7 +231,10 @@ cdef class Stream:
         event.events = EPOLLIN
         event.data.u64 = STREAM_BIT | self.number
         if epoll_ctl(poller.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
-            raise OSError(errno, os.strerror(errno))
+            error = OSError(errno, os.strerror(errno))
+            self.fd = -1
+            close_fd(fd)
+            raise error
         poller.streams[self.number] = self
 
     def write(self, bytes data not None):

@@ -106,13 +106,6 @@ class WorkerLoop(asyncio.SelectorEventLoop):
         self.poller.interrupted = True  # it may be due before what the selector waits for
         return super().call_at(when, callback, *args, context=context)
 
-    def call_later(
-        self, delay: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        """See ``asyncio.AbstractEventLoop``."""
-        self.poller.interrupted = True
-        return super().call_later(delay, callback, *args, context=context)
-
 
 def new_loop(turn_interval: float = 0.0) -> asyncio.AbstractEventLoop:
     """The loop of a worker: a ``WorkerLoop`` where there is epoll, else asyncio's."""
