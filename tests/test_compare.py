@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,16 @@ def test_every_delivery_of_ours_and_of_a_peer_is_counted(
             assert sample.delivered == sample.expected == 4 * sample.sent and sample.exact, sample
     assert not results.skipped and len(results.joinings) == 3
     assert "| websockets + Redis |" in capsys.readouterr().out
+
+
+def test_a_worker_of_a_peer_tells_that_it_is_ready_in_one_write() -> None:
+    """Two writes of two workers that share an unbuffered output could mix, and the peer never became ready."""
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    reader.settimeout(20)
+    with reader, writer:
+        script = "from bench.peers.serving import tell_ready; tell_ready()"
+        subprocess.run([sys.executable, "-u", "-c", script], stdout=writer, check=True, timeout=20)
+        assert reader.recv(100) == b"ready\n"  # a datagram is what one write brought
 
 
 def test_results_are_the_same_after_they_were_saved(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -63,8 +64,8 @@ def _run(main: Coroutine[Any, Any, None], uvloop: bool) -> None:
 
 
 def tell_ready() -> None:
-    """Tell whoever started the peer that this worker listens."""
-    print("ready", flush=True)
+    """Tell whoever started the peer that this worker listens; in one write, since all workers share the output."""
+    os.write(sys.stdout.fileno(), b"ready\n")
 
 
 class RoomBus(Generic[Member]):
