@@ -336,3 +336,9 @@ def test_the_fork_is_left_from_its_wait_and_not_from_a_forks_own_callbacks() -> 
         tornado.process.fork_processes(1)
     with pytest.raises(_Forked):
         supervisor._leave_fork(signal.SIGALRM, frames[0])
+
+
+def test_a_start_warns_of_the_limit_that_is_met_first(tmp_path: Path) -> None:
+    with running_server(tmp_path, QUICK, "--max-connections=50", workers=2):
+        wait_for(lambda: "what ends first" in log_of(tmp_path))
+        assert "room for 100 members at once; what ends first is --max-connections of 50" in log_of(tmp_path)

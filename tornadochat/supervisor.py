@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING
 import tornado.process
 from tornado.process import cpu_count, fork_processes
 
-from tornadochat import __version__, metrics
+from tornadochat import __version__, metrics, system_limits
 from tornadochat.embedded import EmbeddedStore
 from tornadochat.errors import StartError
+from tornadochat.handshake import in_networks, parse_networks
 from tornadochat.listening import check_port_free, listen
 from tornadochat.processes import end_with_parent, raise_file_limit
 from tornadochat.store_check import check_store
@@ -114,6 +115,7 @@ class Supervisor:
         self._forking = self._all_forked = False
         self._wakeup: tuple[int, int] | None = None
         self._port = settings.port
+        self._files = 0
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status.
@@ -121,8 +123,7 @@ class Supervisor:
         Raises:
             StartError: It cannot start; the message says what to change. Nothing is left running.
         """
-        files = raise_file_limit()
-        log.debug("each process may open %d files", files)
+        self._files = raise_file_limit()
         with contextlib.ExitStack() as stack:
             stack.callback(self._end)
             self._port = check_port_free(self.settings.host, self.settings.port)
@@ -340,6 +341,22 @@ class Supervisor:
         if not self._announced and all(any(child.ready for child in other.children) for other in self._slots):
             self._announced = True
             self._announce(self._banner(capacity))
+            self._warn_of_limits(int(capacity))
+
+    def _warn_of_limits(self, capacity: int) -> None:
+        """Say which limit of the system is met first, unless it is far away."""
+        settings = self.settings
+        bound = system_limits.first_bound(
+            workers=len(self._slots),
+            files=self._files,
+            capacity=capacity,
+            chosen=bool(settings.max_connections),
+            proxied=in_networks("127.0.0.1", parse_networks(settings.trusted_proxies)),
+        )
+        if bound.members < system_limits.PLENTY:
+            log.warning("%s", bound)
+        if advice := system_limits.backlog_advice():
+            log.warning("%s", advice)
 
     def _replaced(self, slot: Slot) -> None:
         """The slot has one worker, and it is ready: a rolling restart goes on with the next slot."""
