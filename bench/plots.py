@@ -1,20 +1,25 @@
-"""The plots of a comparison: CPU and latency over the rate, memory over the number of connections."""
+"""Plots: of a comparison (CPU and latency over the rate, memory over connections), and of a run over its time."""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.results import Results, Sample
 from bench.shapes import SHAPES
 from bench.systems import FLOORS, OURS, TITLES
 
+if TYPE_CHECKING:
+    from bench import monitor
 
-def draw(results: Results, folder: Path) -> list[Path]:
-    """Draw what there are results for; returns the SVG files.
+MIB = 2**20
+
+
+def prepare() -> None:
+    """Set Matplotlib up for SVG files.
 
     Raises:
         ImportError: Matplotlib is missing; it comes with the extra ``bench``.
@@ -24,6 +29,15 @@ def draw(results: Results, folder: Path) -> list[Path]:
     matplotlib.use("svg")
     # The same results give the same file, byte for byte.
     matplotlib.rcParams.update({"svg.hashsalt": "tornadochat", "svg.fonttype": "none", "font.size": 9})
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Draw what there are results for; returns the SVG files.
+
+    Raises:
+        ImportError: Matplotlib is missing; it comes with the extra ``bench``.
+    """
+    prepare()
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for layout, systems in sorted(_by_layout(results).items()):
@@ -107,3 +121,66 @@ def _plot(path: Path, title: str, x_label: str, y_label: str, series: dict[str, 
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, metadata={"Date": None})
     return True
+
+
+def draw_run(
+    folder: Path, title: str, samples: Sequence[monitor.Sample], marks: Sequence[monitor.Mark]
+) -> list[Path]:
+    """Draw CPU, memory and sockets over the time of a run, with its marks; returns the SVG files.
+
+    Raises:
+        ImportError: Matplotlib is missing; it comes with the extra ``bench``.
+    """
+    prepare()
+    if not samples:
+        return []
+    cpu = {name: [one.cores[name] for one in samples] for name in samples[0].cores}
+    cpu["whole machine"] = [one.busy_cores for one in samples]
+    memory = {name: [one.pss[name] / MIB for one in samples] for name in samples[0].pss}
+    memory["kernel: TCP buffers"] = [one.buffer_bytes / MIB for one in samples]
+    memory["kernel: slab"] = [one.slab_bytes / MIB for one in samples]
+    times = [one.seconds for one in samples]
+    drawn = []
+    for name, label, series in (
+        ("cpu", "cores", cpu),
+        ("memory", "MiB", memory),
+        ("sockets", "TCP sockets, both ends", {"sockets": [float(one.sockets) for one in samples]}),
+    ):
+        drawn.append(folder / f"{name}.svg")
+        _over_time(drawn[-1], title, label, times, series, marks)
+    return drawn
+
+
+def _over_time(
+    path: Path,
+    title: str,
+    label: str,
+    times: Sequence[float],
+    series: dict[str, list[float]],
+    marks: Sequence[monitor.Mark],
+) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
+
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, values in series.items():
+        axes.plot(times, values, label=name, linewidth=1.2)
+    axes.set(title=title, xlabel="seconds", ylabel=label, ylim=(0, None))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    for mark in marks:
+        axes.axvline(mark.seconds, color="grey", linewidth=0.7, linestyle=":")
+        axes.annotate(
+            mark.name,
+            (mark.seconds, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(2, -2),
+            textcoords="offset points",
+            rotation=90,
+            va="top",
+            fontsize=7,
+        )
+    axes.grid(True, which="major", linewidth=0.3)
+    if len(series) > 1:
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, metadata={"Date": None})

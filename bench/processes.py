@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 TICKS = os.sysconf("SC_CLK_TCK")
 START_SECONDS = 20.0
@@ -69,6 +70,35 @@ def pss_bytes(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"process {pid} has no Pss line")
+
+
+class KernelMemory(NamedTuple):
+    """What the kernel has for TCP, and what is left of the memory.
+
+    Attributes:
+        sockets: TCP sockets in use, both ends of a connection within this machine.
+        buffer_bytes: Their buffers.
+        slab_bytes: All small objects of the kernel, sockets and files among them.
+        available_bytes: What a program may still ask for.
+    """
+
+    sockets: int
+    buffer_bytes: int
+    slab_bytes: int
+    available_bytes: int
+
+
+def kernel_memory() -> KernelMemory:
+    """A look at /proc/net/sockstat and /proc/meminfo."""
+    sockets = buffers = 0
+    for line in Path("/proc/net/sockstat").read_text().splitlines():
+        if line.startswith("TCP:"):
+            words = line.split()
+            sockets = int(words[words.index("inuse") + 1])
+            buffers = int(words[words.index("mem") + 1]) * os.sysconf("SC_PAGE_SIZE")
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    memory = {words[0]: int(words[1]) * 1024 for words in lines}
+    return KernelMemory(sockets, buffers, memory["Slab:"], memory["MemAvailable:"])
 
 
 def command(pid: int) -> str:
