@@ -8,14 +8,21 @@ Sending is open-loop: messages leave when they are due, whether or not the serve
 how late the generator itself was is told too, so that a saturated generator is not mistaken for a
 slow server.
 
+A swarm that resumes comes back when it is cut off, as a client does: after a pause with full jitter, with the
+session that it had and with the last seq that it got; what it misses then is a hole. Delays of those who were
+cut are kept apart from the others'.
+
 Frames from the server are read by ``tornadochat._fastframe``, the same code that reads a member's.
 """
 
+import heapq
 import os
 import socket
 
+from tornadochat.resume import backoff
+
 from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -43,12 +50,15 @@ cdef enum:
     JOINING = 3
     JOINED = 4
     FAILED = 5
+    PAUSING = 6  # cut off, will come back
 
 cdef enum:
     READ_BYTES = 1 << 18
     MAX_EVENTS = 1024
     # Delays in classes of a sixteenth of an octave from 1 us to 2**36 us.
     CLASSES = 36 * 16
+    # While messages are due, connections that come back are looked after this often at least.
+    MAX_WAIT_MS = 50
 
 cdef struct peer_t:
     int fd
@@ -56,6 +66,10 @@ cdef struct peer_t:
     uint8_t state
     uint8_t step  # answers of the opening that have come
     bint sends
+    bint cut  # cut off since the count began, so that its delays are kept apart
+    uint8_t attempt  # of coming back
+    uint16_t source
+    uint32_t epoch  # place in the swarm's list of epochs
     uint64_t next_seq
     int64_t started
     decoder_t decoder
@@ -93,6 +107,12 @@ cdef inline int64_t stamp_of(unsigned char *at, unsigned char *end) noexcept nog
     return stamp
 
 
+cdef bytes field(bytes payload, bytes begin, bytes end):
+    """What stands between two pieces of a payload; empty where they are not there."""
+    cdef bytes rest = payload.partition(begin)[2]
+    return rest.partition(end)[0]
+
+
 def class_limit(int index):
     """Upper limit in microseconds of one class of the histogram."""
     if index < 16:
@@ -109,6 +129,7 @@ cdef class Swarm:
         dialect: What the server speaks.
         path: Request target of the WebSocket; the dialect's own where empty.
         text_bytes: Length of each text; at least 32, since it carries the stamp.
+        resumes: Whether whoever is cut off comes back; each session is remembered for that.
     """
 
     cdef peer_t *peers
@@ -118,28 +139,40 @@ cdef class Swarm:
     cdef str path, message
     cdef tuple opening
     cdef bytes ping, pong
-    cdef bint numbered
-    cdef list rooms, by_room
+    cdef bint numbered, resumes
+    cdef str resume, resume_path
+    cdef list rooms, by_room, sources, epochs, sessions, pauses, came_back
+    cdef dict source_numbers, epoch_numbers
     cdef int text_bytes
     cdef uint64_t sent_number
     cdef uint64_t tag
     cdef int cursor
     cdef uint64_t[CLASSES] delays
+    cdef uint64_t[CLASSES] cut_delays
     cdef uint64_t[CLASSES] connect_delays
     cdef readonly uint64_t joined, failed, sent, delivered, holes, repeats, errors
-    cdef readonly uint64_t bytes_received, closed, refused_sends, bye
+    cdef readonly uint64_t bytes_received, closed, refused_sends, bye, retries, truncated
     cdef readonly int64_t worst_lateness_us
     # Where no seq tells, what was sent before is of an earlier load and does not count.
     cdef int64_t counted_from_us
     cdef bytes last_error
 
-    def __cinit__(self, str host, int port, object dialect, list rooms, int capacity, int text_bytes=96, str path=""):
+    def __cinit__(self, str host, int port, object dialect, list rooms, int capacity, int text_bytes=96, str path="",
+                  bint resumes=False):
         self.address = (host, port)
         self.path = path or dialect.path
         self.message = dialect.message
         self.opening = tuple([(said, answer.encode()) for said, answer in dialect.opening])
         self.numbered = dialect.numbered
         self.ping, self.pong = dialect.ping.encode(), dialect.pong.encode()
+        self.resumes = resumes
+        self.resume, self.resume_path = dialect.resume, dialect.resume_path
+        if resumes and not self.resume:
+            raise ValueError("nobody can come back with what they have in this dialect")
+        self.sources, self.source_numbers = [""], {"": 0}
+        self.epochs, self.epoch_numbers = [b""], {b"": 0}
+        self.sessions = [b""] * capacity if resumes else []
+        self.pauses, self.came_back = [], []
         self.capacity = capacity
         self.rooms = rooms
         self.by_room = [0] * len(rooms)
@@ -166,11 +199,31 @@ cdef class Swarm:
 
     def connect(self, int room, bint sends, str source=""):
         """Begin one connection that will join ``rooms[room]``; ``run`` carries it on."""
-        cdef epoll_event event
         cdef peer_t *peer = &self.peers[self.count]
         if self.count >= self.capacity:
             raise ValueError("more connections than the swarm's capacity")
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        if source not in self.source_numbers:
+            self.source_numbers[source] = len(self.sources)
+            self.sources.append(source)
+        peer.fd = -1
+        peer.room = room
+        peer.sends = sends
+        peer.source = self.source_numbers[source]
+        if not self.open(self.count, peer):
+            self.failed += 1
+            return False
+        self.count += 1
+        return True
+
+    cdef bint open(self, uint32_t index, peer_t *peer) except -1:
+        """Open a socket for a connection; False where the kernel has none, or no port for it."""
+        cdef epoll_event event
+        cdef str source = self.sources[peer.source]
+        try:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            self.last_error = str(error).encode()
+            return False
         if source:
             # Lets the kernel choose the port by the whole four-tuple: 28,000 for each source address.
             sock.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
@@ -178,50 +231,67 @@ cdef class Swarm:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         code = sock.connect_ex(self.address)
         if code not in (0, EINPROGRESS):
-            self.failed += 1
+            self.last_error = os.strerror(code).encode()
             sock.close()
             return False
         peer.fd = sock.detach()
-        peer.room = room
-        peer.sends = sends
         peer.state = CONNECTING
+        peer.step = 0
         peer.started = now_us()
         decoder_init(&peer.decoder, 1 << 24, False, False)
         event.events = EPOLLOUT
-        event.data.u64 = self.count
+        event.data.u64 = index
         epoll_ctl(self.epoll, EPOLL_CTL_ADD, peer.fd, &event)
-        self.count += 1
         return True
 
-    def run(self, double seconds, double rate=0.0):
+    def run(self, double seconds, double rate=0.0, double phase=0.0):
         """Carry connections on, send ``rate`` messages a second, and count what comes.
 
         Args:
             seconds: How long; returns a little later.
             rate: Messages a second of the whole swarm, by the connections that send, in turn.
+            phase: The first message is due after this share of the time between two of them, so that
+                several swarms do not all send at once.
         """
         cdef int64_t begin = now_us(), end = begin + <int64_t>(seconds * 1000000)
-        cdef int64_t now = begin, due = begin
+        cdef int64_t now = begin, due = end
         cdef double interval = 1000000.0 / rate if rate > 0 else 0.0
-        cdef uint64_t number = 0
+        cdef double number = phase
         cdef int ready, i, timeout
         cdef epoll_event[MAX_EVENTS] events
         while now < end:
-            timeout = 1 if rate > 0 else 5
+            if rate > 0:
+                due = min(begin + <int64_t>(number * interval), end)
+            timeout = <int>max(0, min((due - now + 999) // 1000, MAX_WAIT_MS))
             with nogil:
                 ready = epoll_wait(self.epoll, events, MAX_EVENTS, timeout)
             for i in range(ready):
                 self.handle(<uint32_t>events[i].data.u64, events[i].events)
             now = now_us()
-            if rate > 0:
-                while True:
-                    due = begin + <int64_t>(number * interval)
-                    if due > now or due >= end:
-                        break
-                    if now - due > self.worst_lateness_us:
-                        self.worst_lateness_us = now - due
-                    self.send_next(due)
-                    number += 1
+            if self.pauses:
+                self.end_pauses(now)
+            while rate > 0 and due <= now and due < end:
+                if now - due > self.worst_lateness_us:
+                    self.worst_lateness_us = now - due
+                self.send_next(due)
+                number += 1
+                due = begin + <int64_t>(number * interval)
+
+    cdef void pause(self, uint32_t index, peer_t *peer):
+        """Come back later; as ``tornadochat.client`` does, with a pause that grows from try to try."""
+        peer.state = PAUSING
+        heapq.heappush(self.pauses, (now_us() + <int64_t>(<double>backoff(peer.attempt) * 1000000), index))
+        if peer.attempt < 255:
+            peer.attempt += 1
+
+    cdef void end_pauses(self, int64_t now):
+        cdef peer_t *peer
+        while self.pauses and self.pauses[0][0] <= now:
+            index = heapq.heappop(self.pauses)[1]
+            peer = &self.peers[<uint32_t>index]
+            self.retries += 1
+            if not self.open(index, peer):
+                self.pause(index, peer)
 
     cdef void handle(self, uint32_t index, uint32_t events):
         cdef peer_t *peer = &self.peers[index]
@@ -232,23 +302,34 @@ cdef class Swarm:
         elif peer.state in (JOINING, JOINED):
             self.read(peer)
 
-    cdef void fail(self, peer_t *peer, bint counted):
+    cdef void fail(self, peer_t *peer):
         cdef epoll_event event
-        if peer.state == FAILED:
+        cdef uint8_t state = peer.state
+        if state in (FAILED, PAUSING):
             return
-        if peer.state == JOINED:
-            self.closed += 1
-            self.joined -= 1
-        elif counted:
-            self.failed += 1
         peer.state = FAILED
         epoll_ctl(self.epoll, EPOLL_CTL_DEL, peer.fd, &event)
         c_close(peer.fd)
         peer.fd = -1
+        decoder_free(&peer.decoder)
+        if state == JOINED:
+            self.closed += 1
+            self.joined -= 1
+            peer.cut = True
+            peer.attempt = 0
+        elif not self.resumes or peer.next_seq == 0:
+            self.failed += 1  # it has never been in its room
+            return
+        if self.resumes:
+            self.pause(<uint32_t>(peer - self.peers), peer)
 
     cdef void request(self, uint32_t index, peer_t *peer):
         cdef epoll_event event
-        cdef str path = self.path % {"room": self.rooms[peer.room]}
+        cdef str path = self.path
+        if self.resumes and self.sessions[index]:
+            path = self.resume_path % {"session": (<bytes>self.sessions[index]).decode()}
+        elif "%" in path:
+            path = path % {"room": self.rooms[peer.room]}
         cdef bytes data = (
             f"GET {path} HTTP/1.1\r\nHost: {self.address[0]}:{self.address[1]}\r\n"
             "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -256,7 +337,7 @@ cdef class Swarm:
         ).encode()
         cdef const char *raw = data
         if send(peer.fd, raw, len(data), MSG_NOSIGNAL) != len(data):
-            self.fail(peer, True)
+            self.fail(peer)
             return
         peer.state = UPGRADING
         event.events = EPOLLIN
@@ -271,11 +352,11 @@ cdef class Swarm:
         if got <= 12 or memcmp(self.buffer, b"HTTP/1.1 101", 12) != 0:
             if got > 0:
                 self.last_error = self.buffer[:min(got, 300)]
-            self.fail(peer, True)
+            self.fail(peer)
             return
         end = <unsigned char *>memmem(self.buffer, got, HEAD_END, 4)
         if end == NULL:
-            self.fail(peer, True)
+            self.fail(peer)
             return
         peer.state = JOINING
         self.say_next(peer)
@@ -288,11 +369,18 @@ cdef class Swarm:
         if peer.step == len(self.opening):
             peer.state = JOINED
             self.joined += 1
-            self.connect_delays[class_of(now_us() - peer.started)] += 1
+            if peer.cut:
+                self.came_back.append(now_us())
+            else:
+                self.connect_delays[class_of(now_us() - peer.started)] += 1
             return
         said = self.opening[peer.step][0] % {"room": self.rooms[peer.room]}
+        if said and self.resumes and peer.next_seq:
+            said = self.resume % {
+                "room": self.rooms[peer.room], "epoch": self.epochs[peer.epoch].decode(), "seq": peer.next_seq - 1,
+            }
         if said and not self.send_text(peer, said.encode()):
-            self.fail(peer, True)
+            self.fail(peer)
 
     cdef bint send_text(self, peer_t *peer, bytes payload):
         # A zero mask is allowed and leaves the bytes as they are.
@@ -302,7 +390,7 @@ cdef class Swarm:
         cdef const char *raw = data
         cdef ssize_t done = send(peer.fd, raw, len(data), MSG_NOSIGNAL)
         if 0 < done < len(data):
-            self.fail(peer, True)  # what follows half a frame would not be understood
+            self.fail(peer)  # what follows half a frame would not be understood
         return done == len(data)
 
     cdef void read(self, peer_t *peer):
@@ -313,7 +401,7 @@ cdef class Swarm:
             self.bytes_received += got
             self.parse(peer, self.buffer, got)
         elif got == 0 or errno not in (EAGAIN, EINTR):
-            self.fail(peer, True)
+            self.fail(peer)
 
     cdef void parse(self, peer_t *peer, unsigned char *data, size_t size):
         cdef size_t used
@@ -334,7 +422,7 @@ cdef class Swarm:
                 send(peer.fd, pong, 6 + frame.size, MSG_NOSIGNAL)
             elif found == DECODED_CLOSE or found == DECODED_ERROR:
                 self.errors += found == DECODED_ERROR
-                self.fail(peer, True)
+                self.fail(peer)
                 return
             elif found == DECODED_NOTHING:
                 return
@@ -368,7 +456,11 @@ cdef class Swarm:
                 self.repeats += 1
             at = <unsigned char *>memmem(payload, size, STAMP, 9)
             if at != NULL:
-                self.delays[class_of(now_us() - stamp_of(at + 9, payload + size))] += 1
+                stamp = now_us() - stamp_of(at + 9, payload + size)
+                if peer.cut:
+                    self.cut_delays[class_of(stamp)] += 1
+                else:
+                    self.delays[class_of(stamp)] += 1
             return
         self.control(peer, payload[:size])
 
@@ -377,11 +469,9 @@ cdef class Swarm:
             self.send_text(peer, self.pong)
             return
         if self.numbered and payload.startswith(b'{"type":"joined"'):
-            start = payload.index(b'"seq":') + 6
-            end = start
-            while payload[end:end + 1].isdigit():
-                end += 1
-            peer.next_seq = int(payload[start:end]) + 1
+            self.enter(peer, payload)
+        elif self.resumes and payload.startswith(b'{"type":"welcome"'):
+            self.sessions[peer - self.peers] = field(payload, b'"session":"', b'"')
         elif payload.startswith(b'{"type":"error"'):
             self.errors += 1
             self.last_error = payload[:300]
@@ -390,6 +480,22 @@ cdef class Swarm:
         if peer.state == JOINING and payload.startswith(self.opening[peer.step][1]):
             peer.step += 1
             self.say_next(peer)
+
+    cdef void enter(self, peer_t *peer, bytes payload):
+        """Take ``joined`` in: what comes next, and whether it follows what was there before."""
+        cdef uint64_t head = int(field(payload, b'"seq":', b","))
+        cdef uint64_t first = head + 1 - <uint64_t>int(field(payload, b'"missing":', b","))
+        epoch = field(payload, b'"epoch":"', b'"')
+        if self.resumes and peer.next_seq:
+            self.truncated += b'"truncated":true' in payload
+            if first > peer.next_seq:
+                self.holes += first - peer.next_seq
+        if epoch not in self.epoch_numbers:
+            self.epoch_numbers[epoch] = len(self.epochs)
+            self.epochs.append(epoch)
+        peer.epoch = self.epoch_numbers[epoch]
+        if not (self.resumes and peer.next_seq) or first > peer.next_seq:
+            peer.next_seq = first
 
     cdef void send_next(self, int64_t stamp):
         """Send one message from the next connection that may."""
@@ -423,9 +529,16 @@ cdef class Swarm:
         return sizes
 
     def begin_count(self):
-        """A new load begins; what is still under way of an earlier one is left out where it can be told."""
+        """A new load begins; what is still under way of an earlier one is left out where it can be told.
+
+        Nobody counts as cut off any more.
+        """
+        cdef int i
         self.counted_from_us = now_us()
         self.worst_lateness_us = 0
+        self.came_back = []
+        for i in range(self.count):
+            self.peers[i].cut = False
 
     def sent_by_room(self):
         """Messages sent to each room, by index."""
@@ -439,11 +552,22 @@ cdef class Swarm:
             for i in range(self.count) if self.peers[i].state == JOINED
         ]
 
-    def histogram(self, bint connects=False):
-        """Deliveries (or joins) by class of delay; see ``class_limit``."""
+    def returns(self):
+        """When each connection that was cut off had joined again, in microseconds of CLOCK_MONOTONIC."""
+        return list(self.came_back)
+
+    def away(self):
+        """How many are cut off just now, or not yet in their room again."""
         cdef int i
-        if connects:
+        return sum(1 for i in range(self.count) if self.peers[i].cut and self.peers[i].state != JOINED)
+
+    def histogram(self, str kind="delays"):
+        """Deliveries by class of delay, to those who stayed (``delays``) or were ``cut`` off; or ``joins``."""
+        cdef int i
+        if kind == "joins":
             return [self.connect_delays[i] for i in range(CLASSES)]
+        if kind == "cut":
+            return [self.cut_delays[i] for i in range(CLASSES)]
         return [self.delays[i] for i in range(CLASSES)]
 
     def error(self):

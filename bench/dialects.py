@@ -18,6 +18,8 @@ class Dialect(NamedTuple):
             for; whoever got the last answer has joined.
         message: The text that sends a message.
         numbered: Whether each delivery begins with ``{"seq":``, so that holes and repeats are seen one by one.
+        resume: What is said instead of the last of the opening by whoever comes back, with ``epoch`` and ``seq``.
+        resume_path: Request target of whoever comes back, with ``session``.
         ping: A text that is answered with ``pong`` at once; none where empty.
     """
 
@@ -25,6 +27,8 @@ class Dialect(NamedTuple):
     opening: tuple[tuple[str, str], ...]
     message: str
     numbered: bool = False
+    resume: str = ""
+    resume_path: str = ""
     ping: str = ""
     pong: str = ""
 
@@ -35,6 +39,8 @@ DIALECTS = {
         opening=(('{"type":"join","room":"%(room)s","history":0}', '{"type":"joined"'),),
         message='{"type":"send","room":"%(room)s","id":"%(id)s","text":"%(text)s"}',
         numbered=True,
+        resume='{"type":"join","room":"%(room)s","after":{"epoch":"%(epoch)s","seq":%(seq)d}}',
+        resume_path="/ws?token=%(session)s",
     ),
     "plain": Dialect(
         path="/",

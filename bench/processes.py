@@ -131,12 +131,18 @@ class Server:
 
 @contextmanager
 def running_server(
-    data_dir: Path, *options: str, workers: int = 2, port: int = 0, scheme: str = "http"
+    data_dir: Path,
+    *options: str,
+    workers: int = 2,
+    port: int = 0,
+    scheme: str = "http",
+    start_seconds: float = START_SECONDS,
+    stop_seconds: float = STOP_SECONDS,
 ) -> Iterator[Server]:
     """Start the server on loopback, wait until every worker is ready, stop it at the end.
 
     Raises:
-        RuntimeError: It ended, or was not ready within 20 seconds; its output is in the message.
+        RuntimeError: It ended, or was not ready within ``start_seconds``; its output is in the message.
     """
     port = port or free_port()
     log_path = data_dir / "server.log"
@@ -152,21 +158,21 @@ def running_server(
             cwd=data_dir,
         )
     try:
-        _wait_ready(process, f"{scheme}://127.0.0.1:{port}/readyz", log_path)
+        _wait_ready(process, f"{scheme}://127.0.0.1:{port}/readyz", log_path, start_seconds)
         yield Server(process, port)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            process.wait(STOP_SECONDS)
+            process.wait(stop_seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             raise
 
 
-def _wait_ready(process: subprocess.Popen[bytes], url: str, log_path: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _wait_ready(process: subprocess.Popen[bytes], url: str, log_path: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
