@@ -26,6 +26,8 @@ CONNECT_BATCH = 100
 IDLE_SECONDS = 0.05
 # Time for the last deliveries after the last message was sent.
 DRAIN_SECONDS = 1.0
+# Of about 28,000 ports that a source address has towards one server.
+CONNECTIONS_PER_SOURCE = 20_000
 
 
 @dataclass(slots=True)
@@ -92,6 +94,11 @@ class Report:
         return json.dumps(asdict(self))
 
 
+def sources_for(connections: int) -> tuple[str, ...]:
+    """As many addresses of 127.0.0.0/8 as so many connections to one server need."""
+    return tuple(f"127.0.0.{2 + number}" for number in range(max(1, -(-connections // CONNECTIONS_PER_SOURCE))))
+
+
 class Load:
     """The generator processes of one load; a context manager that ends them."""
 
@@ -144,15 +151,19 @@ class Load:
         """Only read for a while."""
         return self._merge(self._all("run", seconds, 0.0))
 
-    def send(self, seconds: float, rate: float) -> Report:
+    def send(self, seconds: float, rate: float, drain_seconds: float | None = None) -> Report:
         """Send at a rate, then read on until the last deliveries are in; counts of this call.
 
         Who is in a room at the start is expected to get all that is sent to it, also when the server
         disconnects it in between.
+
+        Args:
+            drain_seconds: How long it is read on; ``DRAIN_SECONDS`` where nothing is given.
         """
         members = self._room_sizes(self._all("forget"))
         self._all("run", seconds, rate / len(self._pipes))
-        return self._merge(self._all("run", DRAIN_SECONDS, 0.0), members)
+        drain = DRAIN_SECONDS if drain_seconds is None else drain_seconds
+        return self._merge(self._all("run", drain, 0.0), members)
 
     def _room_sizes(self, parts: Sequence[dict[str, Any]]) -> list[int]:
         return [sum(part["sizes"][room] for part in parts) for room in range(self.plan.rooms)]
@@ -217,11 +228,13 @@ def _connect(swarm: Any, plan: Plan, number: int, seconds: float) -> None:
     total = plan.rooms * plan.members
     begun = 0
     for i in range(number, total, plan.processes):
-        while begun - swarm.joined - swarm.failed >= CONNECT_BATCH and time.monotonic() < deadline:
+        while begun - swarm.joined - swarm.failed - swarm.closed >= CONNECT_BATCH:
+            if time.monotonic() > deadline:
+                return  # whoever has not begun by now is neither joined nor failed
             swarm.run(0.002)
         swarm.connect(i % plan.rooms, True, plan.sources[i % len(plan.sources)])
         begun += 1
-    while swarm.joined + swarm.failed < begun and time.monotonic() < deadline:
+    while swarm.joined + swarm.failed + swarm.closed < begun and time.monotonic() < deadline:
         swarm.run(0.01)
 
 
