@@ -26,7 +26,8 @@ from bench.shapes import SHAPES, Shape
 from bench.systems import FLOORS, OURS, Seat, session
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-OTHERS = (*FLOORS, *peers.PEERS)
+# One process alone is compared by how many users it carries: ``bench.capacity``.
+OTHERS = (*FLOORS, *(name for name, peer in peers.PEERS.items() if not peer.single))
 # A system that cannot run, or ends in the middle, is left out; the others go on.
 FAILURES = (Unavailable, RuntimeError, OSError, EOFError)
 # Rooms that are filled where memory is taken over the number of connections.

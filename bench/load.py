@@ -84,7 +84,8 @@ class Plan:
 
 def sources_for(connections: int) -> tuple[str, ...]:
     """Source addresses for so many connections to one port of the server."""
-    return tuple(f"127.0.{i // 250}.{2 + i % 250}" for i in range(-(-connections // CONNECTIONS_PER_SOURCE)))
+    count = max(1, -(-connections // CONNECTIONS_PER_SOURCE))
+    return tuple(f"127.0.{i // 250}.{2 + i % 250}" for i in range(count))
 
 
 @dataclass(slots=True)
@@ -192,15 +193,19 @@ class Load:
         """Only read for a while."""
         return self._merge(self._all("run", seconds, 0.0))
 
-    def send(self, seconds: float, rate: float, drain_seconds: float = DRAIN_SECONDS) -> Report:
+    def send(self, seconds: float, rate: float, drain_seconds: float | None = None) -> Report:
         """Send at a rate, then read on until the last deliveries are in; counts of this call.
 
         Who is in a room at the start is expected to get all that is sent to it, also when the server
         disconnects it in between.
+
+        Args:
+            drain_seconds: How long it is read on; ``DRAIN_SECONDS`` where nothing is given.
         """
         members = self._room_sizes(self._all("forget"))
         self._all("run", seconds, rate / len(self._pipes))
-        return self._merge(self._all("run", drain_seconds, 0.0), members)
+        drain = DRAIN_SECONDS if drain_seconds is None else drain_seconds
+        return self._merge(self._all("run", drain, 0.0), members)
 
     def begin_count(self) -> None:
         """What ``run`` and ``idle`` report from now on begins at 0; nobody counts as cut off any more."""
@@ -307,13 +312,13 @@ class Ramp:
         batch = max(1, plan.connect_batch // plan.processes)
         first_source = number * len(share)
         for i, room in enumerate(share):
-            while self.begun - swarm.joined - swarm.failed >= batch and time.monotonic() < deadline:
+            while self.begun - swarm.joined - swarm.failed - swarm.closed >= batch and time.monotonic() < deadline:
                 swarm.run(0.002)
             if time.monotonic() > deadline or swarm.failed > MAX_FAILED or self._memory_is_low(plan):
                 break
             swarm.connect(room, True, plan.sources[(first_source + i) % len(plan.sources)])
             self.begun += 1
-        while swarm.joined + swarm.failed < self.begun and time.monotonic() < deadline:
+        while swarm.joined + swarm.failed + swarm.closed < self.begun and time.monotonic() < deadline:
             swarm.run(0.01)
 
     def _memory_is_low(self, plan: Plan) -> bool:

@@ -8,9 +8,9 @@ How many processes: each worker and each generator holds as many connections as 
 early, and the number that was reached is told, when little memory is left, when connections fail, or when
 its time is over. The exit status is 1 when a connection failed or a delivery was lost or doubled.
 
-Members who say nothing are pinged by the server after ``--ping-seconds`` of silence, 25 by default: for a million of
-them these are 40,000 pings a second, which fill a core or more at both ends together. So a server for that many has
-to be told to wait longer; this run does, with ``PING_SECONDS``.
+Members who say nothing are pinged by the server after ``--ping-seconds`` of silence, 25 by default: for a million
+of them these are 40,000 pings a second, which fill a core or more at both ends together. So a server for that
+many has to be told to wait longer; this run does, with ``PING_SECONDS``.
 """
 
 from __future__ import annotations

@@ -106,8 +106,14 @@ def command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
 
 
+class Unavailable(RuntimeError):
+    """Something cannot run here; the message is the reason."""
+
+
 class Server:
     """A running tornadochat and its processes."""
+
+    dialect = "tornadochat"  # of ``bench.dialects``
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         self.process = process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bench.results import Joining, Pair, Results, Sample, quartiles
@@ -27,7 +27,8 @@ after the last message. The floors are a bare C loop that sends ready-made frame
 fewer sends."""
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, all columns but the first one to the right."""
     lines = [" | ".join(heads), " | ".join(["---"] + ["---:"] * (len(heads) - 1))]
     lines += [" | ".join(row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
@@ -68,7 +69,7 @@ def pairs_table(pairs: Sequence[Pair]) -> str:
         samples = ours if name == OURS else [pair.other for pair in by_system[name]]
         ratio = "1" if name == OURS else _ratio(by_system[name])
         rows.append([TITLES[name], f"{cost[name]:.2f}", ratio, *_costs(samples)])
-    return _table(("system", "CPU, us a delivery", "ours / it", "p50, ms", "p99, ms", "late or lost"), rows)
+    return table(("system", "CPU, us a delivery", "ours / it", "p50, ms", "p99, ms", "late or lost"), rows)
 
 
 def joinings_table(joinings: Sequence[Joining]) -> str:
@@ -83,7 +84,7 @@ def joinings_table(joinings: Sequence[Joining]) -> str:
             row += [_middle((one.cpu_us for one in some), 0), _middle((one.pss_bytes for one in some), 0)]
         rows.append(row)
     heads = [head for count in counts for head in (f"CPU, us, of {count:,}", f"PSS, bytes, of {count:,}")]
-    return _table(["system", *heads], rows)
+    return table(["system", *heads], rows)
 
 
 def saturation_table(results: Results) -> str:
@@ -97,7 +98,7 @@ def saturation_table(results: Results) -> str:
             one = found.get((name, layout))
             row.append(f"{one.rate * one.members:,.0f} ({one.limit})" if one else "-")
         rows.append(row)
-    return _table(["system", *layouts], rows)
+    return table(["system", *layouts], rows)
 
 
 def tables(results: Results) -> str:
@@ -127,14 +128,29 @@ def write_docs(results: Results, path: Path, plots: Sequence[str]) -> None:
     Args:
         plots: Paths of the plots, from the document's folder.
     """
-    machine = results.machine
-    place = (
+    images = "\n".join(f"![{Path(plot).stem.replace('-', ' ')}]({plot})" for plot in plots)
+    if not path.exists():
+        path.write_text(f"{HEAD}{BEGIN}\n{END}\n")
+    parts = [part for part in (METHOD, place(results.machine), tables(results), images) if part]
+    write_between(path, (BEGIN, END), parts)
+
+
+def place(machine: Mapping[str, str]) -> str:
+    """Where it was measured, of ``bench.results.this_machine``."""
+    return (
         f"{machine['cores']} cores, {machine['memory']}, {machine['system']}, Python {machine['python']}; "
         "the load generator runs on the same cores."
     )
-    images = "\n".join(f"![{Path(plot).stem.replace('-', ' ')}]({plot})" for plot in plots)
-    text = path.read_text() if path.exists() else f"{HEAD}{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    parts = [part for part in (METHOD, place, tables(results), images) if part]
-    path.write_text(before + BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + END + after)
+
+
+def write_between(path: Path, marks: tuple[str, str], parts: Sequence[str]) -> None:
+    """Put paragraphs between two marks of a document, in the place of what was there.
+
+    Raises:
+        ValueError: The document has no such marks.
+    """
+    before, begin, rest = path.read_text().partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not begin or not end:
+        raise ValueError(f"{path} has no marks {marks[0]} and {marks[1]}")
+    path.write_text(before + begin + "\n\n" + "\n\n".join(parts) + "\n\n" + end + after)

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -93,10 +93,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(path.name + ".new")
-        fresh.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        fresh.replace(path)
+        save_json(asdict(self), path)
 
     @classmethod
     def load(cls, path: Path) -> Results:
@@ -115,6 +112,14 @@ class Results:
             ],
             skipped=data["skipped"],
         )
+
+
+def save_json(data: Mapping[str, object], path: Path) -> None:
+    """Write a results file, whole or not at all; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(data, indent=1) + "\n")
+    fresh.replace(path)
 
 
 def this_machine() -> dict[str, str]:

@@ -120,6 +120,40 @@ class ChatSession:
         )
 
 
+class Running(Protocol):
+    """A server, ours or a peer's: where it is, what it speaks, and its processes."""
+
+    port: int
+
+    @property
+    def dialect(self) -> str:
+        """See ``bench.dialects``."""
+
+    @property
+    def pids(self) -> list[int]:
+        """All its processes, its store's included."""
+
+    @property
+    def store(self) -> int | None:
+        """Its store's process, where it has one of its own."""
+
+
+@contextmanager
+def serving(name: str, workers: int = 2) -> Iterator[Running]:
+    """Start ours or a peer; it has ended when the context is left.
+
+    Raises:
+        Unavailable: It cannot run here; the message is the reason.
+        RuntimeError: It ended, or was not ready in time.
+    """
+    with ExitStack() as stack:
+        if name == OURS:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tornadochat-bench-")))
+            yield stack.enter_context(running_server(folder, "--drain-seconds=0.5", workers=workers))
+        else:
+            yield stack.enter_context(peers.start(name, workers))
+
+
 @contextmanager
 def session(name: str, shape: Shape) -> Iterator[Session]:
     """Start a system with two worker processes and fill its rooms; all of it ends with the context.
@@ -131,22 +165,16 @@ def session(name: str, shape: Shape) -> Iterator[Session]:
         yield FloorSession(name, shape)
         return
     with ExitStack() as stack:
-        if name == OURS:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tornadochat-compare-")))
-            server = stack.enter_context(running_server(folder, "--drain-seconds=0.5"))
-            port, dialect, pids = server.port, "tornadochat", lambda: server.pids
-        else:
-            peer = stack.enter_context(peers.start(name))
-            port, dialect, pids = peer.port, peer.dialect, lambda: peer.pids
+        server = stack.enter_context(serving(name))
         plan = Plan(
-            port=port,
+            port=server.port,
             rooms=shape.rooms,
             members=shape.members,
             text_bytes=TEXT_BYTES,
             processes=-(-shape.connections // CONNECTIONS_PER_PROCESS),
-            dialect=dialect,
+            dialect=server.dialect,
         )
-        yield ChatSession(name, shape, stack.enter_context(Load(plan)), pids)
+        yield ChatSession(name, shape, stack.enter_context(Load(plan)), lambda: server.pids)
 
 
 class Seat:

@@ -37,7 +37,7 @@ def run_workers(serve: Callable[[Options], Coroutine[Any, Any, None]], uvloop: b
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--store", required=True, help="address of Redis")
+    parser.add_argument("--store", default="", help="address of Redis, for peers that meet there")
     parser.add_argument("--workers", type=int, default=2)
     options = Options(**vars(parser.parse_args()))
     raise_file_limit()
@@ -68,7 +68,40 @@ def tell_ready() -> None:
     os.write(sys.stdout.fileno(), b"ready\n")
 
 
-class RoomBus(Generic[Member]):
+class Rooms(Generic[Member]):
+    """The members of each room of the only process that there is.
+
+    Args:
+        deliver: Called with the members of a room and one event for them.
+    """
+
+    def __init__(self, deliver: Callable[[set[Member], str], None]) -> None:
+        self._deliver = deliver
+        self._rooms: dict[str, set[Member]] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Publish and deliver for as long as the context lasts."""
+        yield
+
+    async def join(self, room: str, member: Member) -> None:
+        """Bring a member what is said in a room from now on."""
+        self._rooms.setdefault(room, set()).add(member)
+
+    def leave(self, member: Member) -> None:
+        """Forget a member that is gone."""
+        for members in self._rooms.values():
+            members.discard(member)
+
+    def publish(self, room: str, text: str) -> None:
+        """Say something in a room; in order, without waiting."""
+        self._say(room, json.dumps({"type": "message", "room": room, "text": text}, separators=(",", ":")))
+
+    def _say(self, room: str, event: str) -> None:
+        self._deliver(self._rooms.get(room, set()), event)
+
+
+class RoomBus(Rooms[Member]):
     """This worker's members of each room, and the pub/sub that brings them what is said on any worker.
 
     Args:
@@ -77,10 +110,9 @@ class RoomBus(Generic[Member]):
     """
 
     def __init__(self, url: str, deliver: Callable[[set[Member], str], None]) -> None:
+        super().__init__(deliver)
         self._client = redis.asyncio.Redis.from_url(url, decode_responses=True)
         self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
-        self._deliver = deliver
-        self._rooms: dict[str, set[Member]] = {}
         self._outbox: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
     @asynccontextmanager
@@ -98,20 +130,12 @@ class RoomBus(Generic[Member]):
             await self._client.aclose()
 
     async def join(self, room: str, member: Member) -> None:
-        """Bring a member what is said in a room from now on."""
-        members = self._rooms.setdefault(room, set())
-        members.add(member)
-        if len(members) == 1:
+        """See ``Rooms``."""
+        await super().join(room, member)
+        if len(self._rooms[room]) == 1:
             await self._pubsub.subscribe(room)
 
-    def leave(self, member: Member) -> None:
-        """Forget a member that is gone."""
-        for members in self._rooms.values():
-            members.discard(member)
-
-    def publish(self, room: str, text: str) -> None:
-        """Say something in a room; in order, without waiting."""
-        event = json.dumps({"type": "message", "room": room, "text": text}, separators=(",", ":"))
+    def _say(self, room: str, event: str) -> None:
         self._outbox.put_nowait((room, event))
 
     async def _publish(self) -> None:
@@ -124,7 +148,7 @@ class RoomBus(Generic[Member]):
 
     async def _listen(self) -> None:
         async for message in self._pubsub.listen():
-            self._deliver(self._rooms.get(message["channel"], set()), message["data"])
+            super()._say(message["channel"], message["data"])
 
 
 JOINED = '{"type":"joined"}'

@@ -17,8 +17,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.native import BUILD
-from bench.processes import free_port, tree
+from bench import node_packages
+from bench.processes import Unavailable, free_port, tree
 from tornadochat.embedded import find_binary
 from tornadochat.processes import end_with_parent
 
@@ -27,11 +27,6 @@ CHECKOUT = HERE.parent.parent
 NCHAN_MODULE = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
-INSTALL_SECONDS = 300.0
-
-
-class Unavailable(RuntimeError):
-    """A peer cannot run here; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +50,7 @@ class Peer:
         command: Makes the command line that starts it.
         uses_store: Whether its workers meet in Redis.
         tells_ready: Whether each worker prints ``ready``; else its port is tried.
+        single: Whether it is one process, however many workers are asked for.
 
     ``command`` raises ``Unavailable`` where the peer cannot run.
     """
@@ -64,6 +60,7 @@ class Peer:
     command: Callable[[Place], list[str]]
     uses_store: bool = True
     tells_ready: bool = True
+    single: bool = False
 
 
 @dataclass(slots=True)
@@ -73,6 +70,7 @@ class RunningPeer:
     dialect: str
     port: int
     roots: list[int]
+    store: int | None
 
     @property
     def pids(self) -> list[int]:
@@ -80,40 +78,27 @@ class RunningPeer:
         return [pid for root in self.roots for pid in tree(root)]
 
 
-def _python(module: str, *needed: str) -> Callable[[Place], list[str]]:
+def _python(module: str, *needed: str, with_store: bool = True) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
         missing = [name for name in needed if importlib.util.find_spec(name) is None]
         if missing:
             raise Unavailable(f"the Python packages {', '.join(missing)} are not installed")
-        options = [f"--port={place.port}", f"--store=unix://{place.store_socket}", f"--workers={place.workers}"]
+        options = [f"--port={place.port}", f"--workers={place.workers}"]
+        if with_store:
+            options.append(f"--store=unix://{place.store_socket}")
         return [sys.executable, "-m", f"bench.peers.{module}", *options]
 
     return command
 
 
 def _socketio(place: Place) -> list[str]:
-    """Installed below ``build`` by ``npm ci`` from the locked versions, again when these have changed."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        raise Unavailable("node or npm is not installed")
-    target = BUILD / "socketio"
-    target.mkdir(parents=True, exist_ok=True)
-    lock = (HERE / "socketio" / "package-lock.json").read_text()
-    installed = target / "installed-lock.json"
-    for name in ("package.json", "package-lock.json", "server.js"):
-        shutil.copyfile(HERE / "socketio" / name, target / name)
-    if not installed.exists() or installed.read_text() != lock:
-        install = [npm, "ci", "--no-audit", "--no-fund"]
-        try:
-            subprocess.run(
-                install, cwd=target, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=True
-            )
-        except subprocess.SubprocessError as error:
-            raise Unavailable(
-                f"npm ci failed: {error} {getattr(error, 'stderr', None) or ''}".strip()[:500]
-            ) from None
-        installed.write_text(lock)
-    return [node, str(target / "server.js"), str(place.port), str(place.store_socket), str(place.workers)]
+    node, folder = node_packages.install(HERE / "socketio")
+    return [node, str(folder / "server.js"), str(place.port), str(place.store_socket), str(place.workers)]
+
+
+def _socketio_single(place: Place) -> list[str]:
+    node, folder = node_packages.install(HERE / "socketio")
+    return [node, str(folder / "single.js"), str(place.port)]
 
 
 def _nchan(with_redis: bool) -> Callable[[Place], list[str]]:
@@ -146,7 +131,17 @@ PEERS = {
     "picows": Peer("picows + Redis", "plain", _python("picows_listener", "picows", "uvloop")),
     "websockets": Peer("websockets + Redis", "plain", _python("websockets_broadcast", "websockets", "uvloop")),
     "socketio": Peer("Socket.IO cluster + Redis adapter (Node)", "socketio", _socketio),
+    "socketio-single": Peer(
+        "Socket.IO, one process (Node)", "socketio", _socketio_single, uses_store=False, single=True
+    ),
     "tornado": Peer("Tornado WebSocketHandler + Redis", "plain", _python("tornado_handler")),
+    "tornado-single": Peer(
+        "Tornado WebSocketHandler, one process",
+        "plain",
+        _python("tornado_handler", with_store=False),
+        uses_store=False,
+        single=True,
+    ),
     "python-socketio": Peer(
         "python-socketio, uvicorn + Redis", "socketio", _python("python_socketio", "socketio", "uvicorn", "uvloop")
     ),
@@ -164,13 +159,14 @@ def start(name: str, workers: int = 2) -> Iterator[RunningPeer]:
     peer = PEERS[name]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tornadochat-peer-")))
+        workers = 1 if peer.single else workers
         place = Place(free_port(), folder / "store.sock", free_port(), folder, workers)
         command = peer.command(place)
-        roots = [stack.enter_context(_store(place))] if peer.uses_store else []
+        store = stack.enter_context(_store(place)) if peer.uses_store else None
         log = folder / "peer.log"
         pid = stack.enter_context(_process(command, log, CHECKOUT if peer.tells_ready else folder))
         _wait(pid, log, lambda: _is_ready(peer, place, log))
-        yield RunningPeer(peer.dialect, place.port, [pid, *roots])
+        yield RunningPeer(peer.dialect, place.port, [pid] if store is None else [pid, store], store)
 
 
 @contextmanager

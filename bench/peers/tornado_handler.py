@@ -1,6 +1,7 @@
 """``python -m bench.peers.tornado_handler``: Tornado's own WebSocketHandler, redis-py between two processes.
 
-Tornado's documentation: one process for each core, each with a listening socket of its own.
+Tornado's documentation: one process for each core, each with a listening socket of its own. Without ``--store``
+it is one process that needs no Redis.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import tornado.netutil
 import tornado.web
 import tornado.websocket
 
-from bench.peers.serving import JOINED, Options, RoomBus, run_workers, tell_ready
+from bench.peers.serving import JOINED, Options, RoomBus, Rooms, run_workers, tell_ready
 
 
 class Chat(tornado.websocket.WebSocketHandler):
     """One member."""
 
-    def initialize(self, bus: RoomBus[Chat]) -> None:
+    def initialize(self, bus: Rooms[Chat]) -> None:
         self.bus = bus
 
     async def on_message(self, message: str | bytes) -> None:
@@ -44,7 +45,7 @@ def deliver(members: set[Chat], event: str) -> None:
 
 async def serve(options: Options) -> None:
     """One worker."""
-    bus = RoomBus[Chat](options.store, deliver)
+    bus: Rooms[Chat] = RoomBus(options.store, deliver) if options.store else Rooms(deliver)
     async with bus.running():
         application = tornado.web.Application([("/", Chat, {"bus": bus})], websocket_ping_interval=30)
         server = tornado.httpserver.HTTPServer(application)
