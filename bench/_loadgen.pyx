@@ -12,6 +12,9 @@ A swarm that resumes comes back when it is cut off, as a client does: after a pa
 session that it had and with the last seq that it got; what it misses then is a hole. Delays of those who were
 cut are kept apart from the others'.
 
+A ``Crowd`` is a swarm whose connections each belong to somebody: who it is decides when to come, to
+speak, to leave and to come back, and hears of what is no message; messages are counted here alone.
+
 Frames from the server are read by ``tornadochat._fastframe``, the same code that reads a member's.
 """
 
@@ -99,12 +102,17 @@ cdef inline int class_of(int64_t delay) noexcept nogil:
     return octave if octave < CLASSES else CLASSES - 1
 
 
+cdef inline int64_t take_number(unsigned char **at, unsigned char *end) noexcept nogil:
+    """The digits that come next, passed over."""
+    cdef int64_t number = 0
+    while at[0] < end and 48 <= at[0][0] <= 57:
+        number = number * 10 + at[0][0] - 48
+        at[0] += 1
+    return number
+
+
 cdef inline int64_t stamp_of(unsigned char *at, unsigned char *end) noexcept nogil:
-    cdef int64_t stamp = 0
-    while at < end and 48 <= at[0] <= 57:
-        stamp = stamp * 10 + at[0] - 48
-        at += 1
-    return stamp
+    return take_number(&at, end)
 
 
 cdef bytes field(bytes payload, bytes begin, bytes end):
@@ -202,18 +210,21 @@ cdef class Swarm:
         cdef peer_t *peer = &self.peers[self.count]
         if self.count >= self.capacity:
             raise ValueError("more connections than the swarm's capacity")
-        if source not in self.source_numbers:
-            self.source_numbers[source] = len(self.sources)
-            self.sources.append(source)
         peer.fd = -1
         peer.room = room
         peer.sends = sends
-        peer.source = self.source_numbers[source]
+        peer.source = self.source_number(source)
         if not self.open(self.count, peer):
             self.failed += 1
             return False
         self.count += 1
         return True
+
+    cdef uint16_t source_number(self, str source):
+        if source not in self.source_numbers:
+            self.source_numbers[source] = len(self.sources)
+            self.sources.append(source)
+        return self.source_numbers[source]
 
     cdef bint open(self, uint32_t index, peer_t *peer) except -1:
         """Open a socket for a connection; False where the kernel has none, or no port for it."""
@@ -323,13 +334,14 @@ cdef class Swarm:
         if self.resumes:
             self.pause(<uint32_t>(peer - self.peers), peer)
 
+    cdef str target(self, uint32_t index, peer_t *peer):
+        if self.resumes and self.sessions[index]:
+            return self.resume_path % {"session": (<bytes>self.sessions[index]).decode()}
+        return self.path % {"room": self.rooms[peer.room]} if "%" in self.path else self.path
+
     cdef void request(self, uint32_t index, peer_t *peer):
         cdef epoll_event event
-        cdef str path = self.path
-        if self.resumes and self.sessions[index]:
-            path = self.resume_path % {"session": (<bytes>self.sessions[index]).decode()}
-        elif "%" in path:
-            path = path % {"room": self.rooms[peer.room]}
+        cdef str path = self.target(index, peer)
         cdef bytes data = (
             f"GET {path} HTTP/1.1\r\nHost: {self.address[0]}:{self.address[1]}\r\n"
             "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -358,21 +370,29 @@ cdef class Swarm:
         if end == NULL:
             self.fail(peer)
             return
-        peer.state = JOINING
-        self.say_next(peer)
+        self.upgraded(peer)
         end += 4
         if end < self.buffer + got:
             self.parse(peer, end, self.buffer + got - end)
 
+    cdef void upgraded(self, peer_t *peer):
+        """The handshake is done."""
+        peer.state = JOINING
+        self.say_next(peer)
+
+    cdef void entered(self, peer_t *peer):
+        """The connection has joined its room."""
+        peer.state = JOINED
+        self.joined += 1
+        if peer.cut:
+            self.came_back.append(now_us())
+        else:
+            self.connect_delays[class_of(now_us() - peer.started)] += 1
+
     cdef void say_next(self, peer_t *peer):
         """Say what comes next in the opening; at its end the connection has joined."""
         if peer.step == len(self.opening):
-            peer.state = JOINED
-            self.joined += 1
-            if peer.cut:
-                self.came_back.append(now_us())
-            else:
-                self.connect_delays[class_of(now_us() - peer.started)] += 1
+            self.entered(peer)
             return
         said = self.opening[peer.step][0] % {"room": self.rooms[peer.room]}
         if said and self.resumes and peer.next_seq:
@@ -573,3 +593,321 @@ cdef class Swarm:
     def error(self):
         """The last error event or refused handshake, for a person to read."""
         return self.last_error.decode("utf-8", "replace")
+
+
+cdef class Delays:
+    """Delays in microseconds, in the classes of ``class_limit``, with their exact sum and bounds."""
+
+    cdef uint64_t[CLASSES] classes
+    cdef uint64_t[CLASSES] taken
+    cdef int64_t total, least, most
+
+    def __cinit__(self):
+        self.least = -1
+
+    cdef void add(self, int64_t delay) noexcept nogil:
+        if delay < 0:
+            delay = 0
+        self.classes[class_of(delay)] += 1
+        self.total += delay
+        if self.least < 0 or delay < self.least:
+            self.least = delay
+        if delay > self.most:
+            self.most = delay
+
+    def note(self, int64_t delay):
+        """Add one, in microseconds."""
+        self.add(delay)
+
+    def take(self):
+        """What came since the last call: counts by class, and sum, least and most in microseconds."""
+        cdef int i
+        counts = {}
+        for i in range(CLASSES):
+            if self.classes[i] != self.taken[i]:
+                counts[i] = self.classes[i] - self.taken[i]
+                self.taken[i] = self.classes[i]
+        found = (counts, self.total, max(self.least, 0), self.most)
+        self.total, self.least, self.most = 0, -1, 0
+        return found
+
+    def counts(self):
+        """All that ever came, by class; classes without any are left out."""
+        cdef int i
+        return {i: self.classes[i] for i in range(CLASSES) if self.classes[i]}
+
+
+cdef struct place_t:
+    int64_t asked  # stamp of the message whose own copy has not come yet; 0 for none
+    int64_t upgraded
+    uint64_t replay_end  # seq up to which the server replays what was missed
+    uint64_t delivered  # messages, repeats not counted
+    uint64_t hole_first, hole_last  # what is missing of the last hole; 0 for nothing
+    bint leaving
+
+
+cdef class Crowd(Swarm):
+    """A swarm in which each connection belongs to somebody; nothing runs but inside ``poll``.
+
+    Where the dialect numbers its messages, whoever is told of the answer to a join calls ``let_in``; in other
+    dialects the opening is said from here. A message is marked with its place, so that its sender's own copy is told
+    from the others'; a place has at most one message on its way.
+    """
+
+    cdef place_t *places
+    cdef dict targets
+    cdef object told, came, gone
+    cdef readonly Delays connects, joins, confirms, deliveries, replays
+    cdef readonly uint64_t confirmed, misorders
+
+    def __cinit__(self, *_arguments):
+        self.places = <place_t *>calloc(self.capacity, sizeof(place_t))
+        if self.places == NULL:
+            raise MemoryError("no memory left for the load generator")
+        self.targets = {}
+        self.connects, self.joins, self.confirms = Delays(), Delays(), Delays()
+        self.deliveries, self.replays = Delays(), Delays()
+
+    def __dealloc__(self):
+        free(self.places)
+
+    def listen(self, told, entered, lost):
+        """Whom to call from within ``poll``; they must not open connections themselves.
+
+        Args:
+            told: With a place and an event (bytes) that is no message.
+            entered: With the place of somebody who has joined.
+            lost: With a place and whether it had joined, when a connection has ended that was not closed here.
+        """
+        self.told, self.came, self.gone = told, entered, lost
+
+    def fileno(self):
+        """The epoll descriptor: readable when ``poll`` has something to do."""
+        return self.epoll
+
+    def add_room(self, str name):
+        """A further room; returns its index."""
+        self.rooms.append(name)
+        self.by_room.append(0)
+        return len(self.rooms) - 1
+
+    def place(self, int room):
+        """A new place, for a member of ``rooms[room]``, not connected."""
+        if self.count >= self.capacity:
+            raise ValueError("more connections than the crowd's capacity")
+        self.peers[self.count].fd = -1
+        self.peers[self.count].room = room
+        self.peers[self.count].state = FAILED
+        self.count += 1
+        return self.count - 1
+
+    cdef peer_t *at(self, int index) except NULL:
+        if not 0 <= index < self.count:
+            raise IndexError("there is no such place")
+        return &self.peers[index]
+
+    def begin(self, int index, str target="", str source=""):
+        """Begin a connection for a place that has none; False where that fails at once."""
+        cdef peer_t *peer = self.at(index)
+        if peer.fd >= 0:
+            raise ValueError("this place is connected")
+        if target:
+            self.targets[index] = target
+        self.places[index].leaving = False
+        self.places[index].upgraded = 0
+        peer.source = self.source_number(source)
+        return self.open(index, peer)
+
+    def let_in(self, int index, uint64_t next_seq, uint64_t replay_end):
+        """The server has let somebody in: what comes next, and up to where it is what was missed."""
+        cdef peer_t *peer = self.at(index)
+        peer.next_seq = next_seq
+        self.places[index].replay_end = replay_end
+        if peer.state == JOINING:
+            self.entered(peer)
+
+    def send(self, int index, bytes payload):
+        """Send a text frame; False where there is no connection that takes it."""
+        cdef peer_t *peer = self.at(index)
+        return peer.state in (JOINING, JOINED) and self.send_text(peer, payload)
+
+    def say(self, int index, str message_id):
+        """Send a message to the room; returns its text, or "" where there is no connection that takes it."""
+        cdef peer_t *peer = self.at(index)
+        cdef int64_t stamp = now_us()
+        if peer.state != JOINED:
+            return ""
+        text = f"@{stamp},{index},{self.tag} ".ljust(self.text_bytes, "x")
+        said = self.message % {"room": self.rooms[peer.room], "id": message_id, "text": text}
+        if not self.send_text(peer, said.encode()):
+            return ""
+        self.places[index].asked = stamp
+        self.sent += 1
+        if stamp >= self.counted_from_us:
+            self.by_room[peer.room] += 1
+        return text
+
+    def waiting(self, int index):
+        """Seconds for which a message of this place has not come back; 0 where none is on its way."""
+        self.at(index)
+        asked = self.places[index].asked
+        return max(1e-6, (now_us() - asked) / 1e6) if asked else 0.0
+
+    def confirm(self, int index):
+        """The server says that the message of this place is stored; or nobody waits for it any more."""
+        self.at(index)
+        self.places[index].asked = 0
+
+    def last_seq(self, int index):
+        """The last message that this place has."""
+        return self.at(index).next_seq - 1
+
+    def delivered_to(self, int index):
+        """Messages that this place got, repeats not counted."""
+        self.at(index)
+        return self.places[index].delivered
+
+    def was_upgraded(self, int index):
+        """Whether the last connection of this place has got through the handshake."""
+        self.at(index)
+        return self.places[index].upgraded > 0
+
+    def count_anew(self):
+        """From now on only what is sent later counts as sent and delivered, where no seq tells."""
+        self.begin_count()
+        self.by_room = [0] * len(self.rooms)
+        self.delivered = 0
+
+    def is_joined(self, int index):
+        """Whether somebody is in the room just now."""
+        return self.at(index).state == JOINED
+
+    def close(self, int index):
+        """Say goodbye (1000) and end the connection, if there is one; nobody is told."""
+        cdef peer_t *peer = self.at(index)
+        if peer.fd < 0:
+            return
+        if peer.state in (JOINING, JOINED):
+            send(peer.fd, b"\x88\x82\0\0\0\0\x03\xe8", 8, MSG_NOSIGNAL)
+        self.places[index].leaving = True
+        self.fail(peer)
+
+    def poll(self, int timeout_ms=0):
+        """Handle what is ready, at most 1,024 connections; returns how many there were."""
+        cdef epoll_event[MAX_EVENTS] events
+        cdef int ready, i
+        with nogil:
+            ready = epoll_wait(self.epoll, events, MAX_EVENTS, timeout_ms)
+        for i in range(ready):
+            self.handle(<uint32_t>events[i].data.u64, events[i].events)
+        return ready
+
+    cdef str target(self, uint32_t index, peer_t *peer):
+        found = self.targets.pop(index, None)
+        return found or Swarm.target(self, index, peer)
+
+    cdef void upgraded(self, peer_t *peer):
+        cdef place_t *place = &self.places[peer - self.peers]
+        place.upgraded = now_us()
+        self.connects.add(place.upgraded - peer.started)
+        peer.state = JOINING
+        if not self.numbered:
+            self.say_next(peer)
+
+    cdef void entered(self, peer_t *peer):
+        Swarm.entered(self, peer)
+        self.joins.add(now_us() - self.places[peer - self.peers].upgraded)
+        self.came(peer - self.peers)
+
+    cdef void fail(self, peer_t *peer):
+        cdef bint was_open = peer.state != FAILED, was_in = peer.state == JOINED
+        cdef int index = peer - self.peers
+        Swarm.fail(self, peer)
+        if not was_open:
+            return
+        if self.places[index].leaving:
+            self.closed -= was_in
+        else:
+            self.gone(index, was_in)
+
+    cdef void control(self, peer_t *peer, bytes payload):
+        if self.numbered:
+            self.told(peer - self.peers, payload)
+        else:
+            Swarm.control(self, peer, payload)
+
+    cdef void event(self, peer_t *peer, unsigned char *payload, size_t size):
+        cdef int64_t stamp, index = peer - self.peers
+        cdef place_t *place = &self.places[index]
+        cdef unsigned char *end = payload + size
+        cdef unsigned char *at = payload
+        cdef uint64_t seq = 0
+        if self.numbered:
+            if size > 8 and memcmp(payload, b'{"seq":', 7) == 0:
+                at += 7
+                seq = take_number(&at, end)
+                if not self.is_new(peer, place, seq):
+                    return
+            else:
+                # Counts of who is there come for each that joins; nothing here needs them.
+                if size < 18 or memcmp(payload, b'{"type":"presence"', 18) != 0:
+                    self.control(peer, payload[:size])
+                return
+        at = <unsigned char *>memmem(at, end - at, STAMP, 9)
+        if at == NULL:
+            if self.numbered:
+                self.delivered += 1
+                place.delivered += 1
+            else:
+                self.control(peer, payload[:size])
+            return
+        at += 9
+        stamp = take_number(&at, end)
+        if not self.numbered and stamp < self.counted_from_us:
+            self.own_copy(place, index, stamp, at, end)
+            return
+        self.delivered += 1
+        place.delivered += 1
+        if seq and seq <= place.replay_end:
+            self.replays.add(now_us() - stamp)
+        else:
+            self.deliveries.add(now_us() - stamp)
+        self.own_copy(place, index, stamp, at, end)
+
+    cdef void own_copy(
+        self, place_t *place, int64_t index, int64_t stamp, unsigned char *at, unsigned char *end
+    ) noexcept:
+        """Note that a message has come back to its sender, if this is it."""
+        if place.asked != stamp or at >= end or at[0] != 44:
+            return
+        at += 1
+        if take_number(&at, end) != index or at >= end or at[0] != 44:
+            return
+        at += 1
+        if <uint64_t>take_number(&at, end) == self.tag:
+            place.asked = 0
+            self.confirmed += 1
+            self.confirms.add(now_us() - stamp)
+
+    cdef bint is_new(self, peer_t *peer, place_t *place, uint64_t seq) noexcept:
+        """Check a seq against what must come next; False for what came before."""
+        if peer.next_seq == 0 or seq == peer.next_seq:
+            peer.next_seq = seq + 1
+        elif seq > peer.next_seq:
+            self.holes += seq - peer.next_seq
+            place.hole_first, place.hole_last = peer.next_seq, seq - 1
+            peer.next_seq = seq + 1
+        elif place.hole_first <= seq <= place.hole_last and place.hole_first:
+            # It came after all, but behind a later one. Of what is left of the hole the larger numbers are kept.
+            self.holes -= 1
+            self.misorders += 1
+            if seq == place.hole_last:
+                place.hole_last -= 1
+            else:
+                place.hole_first = seq + 1
+            if place.hole_first > place.hole_last:
+                place.hole_first = place.hole_last = 0
+        else:
+            self.repeats += 1
+            return False
+        return True

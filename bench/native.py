@@ -6,6 +6,7 @@ its source has changed.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import sys
 from pathlib import Path
@@ -29,9 +30,12 @@ def load(name: str) -> ModuleType:
         raise FileNotFoundError(f"{source} is not there")
     tag = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
     target = BUILD / tag
-    module = next(target.glob(f"{name}.*.so"), None)
-    if module is None or module.stat().st_mtime < source.stat().st_mtime:
-        module = _compile(name, source, target)
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that need it, one compiles
+        module = next(target.glob(f"{name}.*.so"), None)
+        if module is None or module.stat().st_mtime < source.stat().st_mtime:
+            module = _compile(name, source, target)
     spec = importlib.util.spec_from_file_location(name, module)
     if spec is None or spec.loader is None:
         raise ImportError(f"{module} cannot be loaded")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 TICKS = os.sysconf("SC_CLK_TCK")
 START_SECONDS = 20.0
@@ -26,6 +28,26 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def loopback(host: str | None) -> tuple[str, int]:
+    """Address and port of the server to load.
+
+    Args:
+        host: As Locust has it, like ``http://127.0.0.1:8000``.
+
+    Raises:
+        ValueError: It is not on this machine. A load of this size is for nobody else's server.
+    """
+    parts = urlsplit(host or "")
+    name = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
+    try:
+        address = ipaddress.IPv4Address(name)
+    except ValueError:
+        address = None
+    if parts.scheme != "http" or address is None or not address.is_loopback:
+        raise ValueError(f"the host must be http:// and within 127.0.0.0/8, not {host!r}")
+    return str(address), parts.port or 80
 
 
 def tree(pid: int) -> list[int]:

@@ -31,7 +31,7 @@ from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, W
 from tornadochat.client_room import Hole, Message, Presence, Room, RoomEvent, Typing
 from tornadochat.errors import ClientClosed, ClientError, CommandRefused, ConnectRefused, Unconfirmed
 from tornadochat.protocol import DEFAULT_HISTORY, SUBPROTOCOL, User
-from tornadochat.resume import Position, backoff
+from tornadochat.resume import Position, backoff, encode
 from tornadochat.text_rules import normalise_room
 
 __all__ = [
@@ -226,9 +226,8 @@ class Client:
         """Send a command; returns whether there was a connection to send it on."""
         if self._connection is None:
             return False
-        text = ujson.dumps(fields, ensure_ascii=False, escape_forward_slashes=False)
         try:
-            written = asyncio.ensure_future(self._connection.write_message(text))
+            written = asyncio.ensure_future(self._connection.write_message(encode(fields)))
         except WebSocketClosedError:
             return False
         self._unwritten.add(written)

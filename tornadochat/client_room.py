@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tornadochat.errors import ClientClosed, CommandRefused, Unconfirmed
 from tornadochat.protocol import DEFAULT_HISTORY, ID, User
-from tornadochat.resume import Position, Track
+from tornadochat.resume import Position, Track, send_command
 
 # The server recognises a repeated send for at least ten minutes after the first try (docs/protocol.md).
 # What is older is sent again only behind an unbroken replay; a minute is left for the way.
@@ -206,8 +206,7 @@ class Room:
     def rejoin(self) -> None:
         """Ask to be let in, behind the position; once until it is answered."""
         if not self._joining and self._error is None:
-            fields = self.track.join_fields()
-            self._joining = self._link.command(type="join", room=self.name, history=self._history, **fields)
+            self._joining = self._link.command(**self.track.join_command(self.name, self._history))
 
     def disconnected(self) -> None:
         """The connection is gone."""
@@ -363,7 +362,7 @@ class Room:
         young = pending.tried_at is None or time.monotonic() - pending.tried_at < REPEAT_WINDOW_SECONDS
         if not (self.track.caught_up or (self._silenced and young)):
             return
-        sent = self._link.command(type="send", room=self.name, id=pending.id, text=pending.text)
+        sent = self._link.command(**send_command(self.name, pending.id, pending.text))
         if sent and pending.tried_at is None:
             pending.tried_at = time.monotonic()
 

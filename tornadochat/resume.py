@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import ujson
+
 FIRST_PAUSE_SECONDS = 0.5
 LAST_PAUSE_SECONDS = 30.0
 # 2**6 times the first pause is above the last one.
@@ -30,6 +32,16 @@ def backoff(attempt: int, draw: Callable[[], float] = random.random) -> float:
     Everything below the limit is equally likely, so that those who fell together do not return together.
     """
     return draw() * min(LAST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * (1 << min(attempt, MAX_DOUBLINGS)))
+
+
+def encode(command: Mapping[str, Any]) -> str:
+    """A command as the text of a frame."""
+    return ujson.dumps(command, ensure_ascii=False, escape_forward_slashes=False)
+
+
+def send_command(room: str, message_id: str, text: str) -> dict[str, Any]:
+    """The command that says something; the same id again makes a repeat recognisable."""
+    return {"type": "send", "room": room, "id": message_id, "text": text}
 
 
 class Track:
@@ -58,11 +70,16 @@ class Track:
         """Whether everything that was missing at the last ``joined`` has come."""
         return self.live and self.position is not None and self.position.seq >= self.head
 
-    def join_fields(self) -> dict[str, Any]:
-        """What the next ``join`` has to say about the position."""
-        if self.position is None:
-            return {}
-        return {"after": {"epoch": self.position.epoch, "seq": self.position.seq}}
+    def join_command(self, room: str, history: int) -> dict[str, Any]:
+        """The command that comes into the room, behind the position where there is one.
+
+        Args:
+            history: Newest messages wanted without a position, or where it cannot be continued.
+        """
+        command: dict[str, Any] = {"type": "join", "room": room, "history": history}
+        if self.position is not None:
+            command["after"] = {"epoch": self.position.epoch, "seq": self.position.seq}
+        return command
 
     def on_joined(self, event: Mapping[str, Any]) -> bool:
         """Take ``joined`` in; returns whether there is a hole before what follows (``truncated``)."""
