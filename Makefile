@@ -8,6 +8,9 @@ ARGS ?=
 CASES ?=
 # The long run that breaks things, like FAULTS="--clients 100 --seed 7".
 FAULTS ?=
+# Locust users of the stress run, and its further options, like STRESS="--hold 60 --spawn-rate 1000".
+USERS ?= 80000
+STRESS ?=
 # How long the fuzzer searches.
 SECONDS ?= 60
 
@@ -21,7 +24,7 @@ PACKAGE := setup.py pyproject.toml MANIFEST.in $(wildcard tornadochat/*.py torna
 	tornadochat/*.pyi tornadochat/*.json tornadochat/scripts/*.lua)
 CLIENT := $(shell find webapp/src webapp/public -type f 2>/dev/null) $(wildcard webapp/*.json webapp/*.ts webapp/*.html)
 
-.PHONY: run test checks lint types webapp matrix conformance faults fuzz bench clean
+.PHONY: run test checks lint types webapp matrix conformance faults fuzz bench stress clean
 
 # Make everything ready and start the chat on an embedded store.
 run: $(STAMPS)/installed
@@ -80,6 +83,10 @@ matrix: $(STAMPS)/tools
 bench: $(STAMPS)/tools
 	$(BIN)/python -m bench.fanout
 	$(BIN)/python -m bench.idle
+
+# As many Locust users as that at once, everything counted; results in bench/results. Fails when anything was lost.
+stress: $(STAMPS)/tools
+	$(BIN)/python -m bench.stress --users $(USERS) $(STRESS)
 
 clean:
 	rm -rf $(VENV) $(STAMPS) .tox build dist *.egg-info webapp/node_modules tornadochat/static tornadochat/*.so

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -29,16 +28,14 @@ from typing import Any
 from bench import native, peers
 from bench.dialects import DIALECTS
 from bench.load import CONNECTIONS_PER_PROCESS
+from bench.million import workers_for
 from bench.monitor import RESULTS, Groups, Monitor, groups_of, new_folder, write_results
 from bench.processes import free_port, loopback, pss_bytes, running_server, tree
 from bench.tally import Tally
 from tornadochat.processes import end_with_parent, raise_file_limit
+from tornadochat.worker import RESERVED_FILES
 
 LOCUSTFILE = Path(__file__).parent / "locustfile.py"
-# Files of a server's worker that are no members.
-RESERVED_FILES = 100
-# The kernel gives each connection to a worker by chance: that many standard deviations may one have more.
-DEVIATIONS = 6
 # Two, so that the run is a distributed one at any size.
 MIN_LOAD_WORKERS = 2
 LOOK_SECONDS = 0.2
@@ -111,10 +108,7 @@ def server_workers(users: int, files: int, cores: int) -> tuple[int, str]:
     Args:
         files: That one process may open.
     """
-    capacity = files - RESERVED_FILES
-    workers = max(1, cores)
-    while (mean := users / workers) + DEVIATIONS * math.sqrt(mean) > capacity:
-        workers += 1
+    workers = max(cores, workers_for(users, files - RESERVED_FILES))
     if workers > cores:
         why = f"a process may open {files:,} files here, so {cores} for {cores} cores would hold too few members"
     else:
@@ -125,9 +119,7 @@ def server_workers(users: int, files: int, cores: int) -> tuple[int, str]:
 def load_workers(users: int, files: int) -> tuple[int, str]:
     """How many Locust workers are needed, and why."""
     each = min(CONNECTIONS_PER_PROCESS, files - RESERVED_FILES)
-    return max(
-        MIN_LOAD_WORKERS, math.ceil(users / each)
-    ), f"at most {each:,} users in each, one file for each user"
+    return max(MIN_LOAD_WORKERS, -(-users // each)), f"at most {each:,} users in each, one file for each user"
 
 
 @contextmanager
