@@ -17,13 +17,13 @@ import gevent
 from locust.env import Environment
 from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
 
-from bench.stage import KIND, new_run, present_stage
+from bench.stage import KIND, Stage, new_run, present_stage
 from bench.tally import Tally
 
 log = logging.getLogger("bench")
 
 # Messages between the processes.
-HOLD, LAST_CALL, TALLY = "chat-hold", "chat-last-call", "chat-tally"
+HOLD, ASK, TALLY = "chat-hold", "chat-ask", "chat-tally"
 # Between two looks at whether everybody has joined, or has everything.
 LOOK_SECONDS = 1.0
 # A ramp in which nobody more has joined for so long is over.
@@ -96,7 +96,7 @@ class Conductor:
     def _wait_until_all_joined(self) -> None:
         entered, since = -1, time.monotonic()
         while not self._settling:
-            found = self._ask(last_call=False, final=False)
+            found = self._ask("presence")
             if found.entered == found.users == self.runner.target_user_count:
                 return
             if found.entered != entered:
@@ -113,21 +113,28 @@ class Conductor:
         self._settling = True
         self._tell(phase="settle")
         deadline = time.monotonic() + self.options.settle
-        while not self._ask(last_call=True, final=False).settled and time.monotonic() < deadline:
+        self._ask("last call")
+        gevent.sleep(LOOK_SECONDS)  # most of what is on its way comes at once
+        while not self._ask("tally").settled and time.monotonic() < deadline:
             gevent.sleep(LOOK_SECONDS)
-        self.outcome = self._ask(last_call=True, final=True)
+        self.outcome = self._ask("judgement")
         log.info("%s", "; ".join(f"{name} {value}" for name, value in self.outcome.facts().items()))
         self._tell(outcome=self.outcome.as_dict())
 
-    def _ask(self, last_call: bool, final: bool) -> Tally:
-        """The tally of all processes; one that does not answer is a failure of the run, if it is the last time."""
+    def _ask(self, what: str) -> Tally:
+        """The tally of all processes; at the judgement, one that does not answer is a failure of the run.
+
+        Args:
+            what: Only who is there (``presence``, or ``last call``, after which nobody speaks any more), the
+                whole ``tally``, or the ``judgement``.
+        """
         self._round += 1
         self._answers = {}
-        self.runner.send_message(LAST_CALL, {"round": self._round, "last_call": last_call, "final": final})
+        self.runner.send_message(ASK, {"round": self._round, "what": what})
         deadline = time.monotonic() + ANSWER_SECONDS
         while (silent := self._asked() - set(self._answers)) and time.monotonic() < deadline:
             gevent.sleep(0.05)
-        if silent and final:
+        if silent and what == "judgement":
             self.environment.stats.log_error(KIND, "run", f"{len(silent)} workers did not tell what they saw")
         return Tally.sum(self._answers.values())
 
@@ -151,7 +158,7 @@ class Answering:
         self.environment = environment
         self.runner: Any = environment.runner
         self.runner.register_message(HOLD, self._on_hold)
-        self.runner.register_message(LAST_CALL, self._on_last_call)
+        self.runner.register_message(ASK, self._on_ask)
         environment.events.test_start.add_listener(self._on_start)
 
     def _on_start(self, **_event: Any) -> None:
@@ -162,16 +169,19 @@ class Answering:
         if stage is not None:
             stage.hold()
 
-    def _on_last_call(self, environment: Environment, msg: Any, **_event: Any) -> None:
-        stage = present_stage(self.environment)
-        if stage is None:
-            found = Tally()
-        else:
-            if msg.data["last_call"]:
-                stage.call_last()
-            found = stage.tally()
-            if msg.data["final"]:
-                stage.finish(found)
-        if msg.data["final"] and isinstance(self.runner, WorkerRunner):
-            self.runner._send_stats()  # the failures are to be there before the master judges
+    def _on_ask(self, environment: Environment, msg: Any, **_event: Any) -> None:
+        stage, what = present_stage(self.environment), msg.data["what"]
+        found = self._answer(stage, what) if stage is not None else Tally()
+        if what == "judgement" and isinstance(self.runner, WorkerRunner):
+            self.runner._send_stats()  # the failures are to be there before the master ends
         self.runner.send_message(TALLY, {"round": msg.data["round"], "tally": found.as_dict()})
+
+    def _answer(self, stage: Stage, what: str) -> Tally:
+        if what == "last call":
+            stage.call_last()
+        if what in ("presence", "last call"):
+            return stage.presence()
+        found = stage.tally()
+        if what == "judgement":
+            stage.finish(found)
+        return found

@@ -326,6 +326,10 @@ class Member:
             )
         elif self._answer is not None:
             self._answer.set(f"refused: {code}")
+        elif pause_ms is not None and "id" not in event:  # the room could not be read: the member is out of it
+            self._note_position()
+            self.track.pause()
+            self._stage.greenlets.add(gevent.spawn_later(pause_ms / 1000, self._join))
 
     def _on_bye(self, event: dict[str, Any]) -> None:
         self._pause = event["retry_after_ms"] / 1000

@@ -32,6 +32,7 @@ from gevent.event import AsyncResult
 from locust import HttpUser, User, events, runners, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 from websocket import WebSocket, WebSocketException, create_connection
 
@@ -192,17 +193,21 @@ class Seat:
 class ChatUser(Paced, HttpUser):
     """A user with a socket of its own and a greenlet that reads it; speaks ``tornadochat.v1`` alone."""
 
-    over = False
+    over = coming = False
     seats: dict[str, Seat] = {}
 
     def on_start(self) -> None:
         """Sign in, connect, join the rooms."""
         self.stage = stage_of(self.environment)
+        if not self.stage.dialect.numbered:
+            self.stage.stats.log_error("WS", "run", "a ChatUser speaks tornadochat.v1 alone")
+            raise StopUser()
         number = self.stage.take_number()
         self.source = self.stage.source_of(number)
         layers = range(self.stage.options.rooms_per_user)
         self.seats = {room: Seat(room) for room in (self.stage.room_of(number, layer) for layer in layers)}
-        self.pending: dict[str, AsyncResult] = {}
+        self.pending: dict[str, tuple[dict[str, Any], AsyncResult]] = {}
+        self.pause: float | None = None  # that the server asked for
         self.socket: WebSocket | None = None
         self.user_id = self.token = ""
         self.stage.enter(self)
@@ -237,19 +242,23 @@ class ChatUser(Paced, HttpUser):
 
     def come_in(self) -> None:
         """Connect and join all rooms, behind what the user has; again until it works."""
-        attempt = 0
+        attempt, self.coming = 0, True
         while not self.over and not (self._connect() and self._join_rooms()):
             self.leave()
             gevent.sleep(backoff(attempt))
             attempt += 1
+        self.coming = False
+        for command, _confirmed in tuple(self.pending.values()):
+            self._send(command)  # with the same id, so it is stored once
 
     def say(self, room: str) -> None:
         """Send a message, and wait until it comes back."""
         message_id, began = self.stage.new_id(), time.monotonic()
         text = f"@{int(began * 1e6)} ".ljust(self.stage.options.text_bytes, "x")
-        confirmed = self.pending[message_id] = AsyncResult()
+        command, confirmed = send_command(room, message_id, text), AsyncResult()
+        self.pending[message_id] = command, confirmed
         self.stage.counts.sent += 1
-        self._send(send_command(room, message_id, text))
+        self._send(command)
         try:
             confirmed.get(timeout=CONFIRM_SECONDS)
             failure = ""
@@ -344,9 +353,12 @@ class ChatUser(Paced, HttpUser):
             self.leave()
             self.stage.counts.disconnected += 1
             self.stage.failed("connect", "lost: the connection ended, though nobody had closed it")
-            for seat in self.seats.values():
-                seat.entered.set("the connection was lost")
-            gevent.sleep(backoff(0))
+            if self.coming:  # whoever waits for the rooms tries again
+                for seat in self.seats.values():
+                    seat.entered.set("the connection was lost")
+                return
+            pause, self.pause = self.pause, None
+            gevent.sleep(backoff(0) if pause is None else pause)
             self.stage.counts.returns += 1
             self.come_in()
 
@@ -355,6 +367,8 @@ class ChatUser(Paced, HttpUser):
     def _handle(self, event: dict[str, Any]) -> None:
         seat = self.seats.get(event.get("room", ""))
         if seat is None:
+            if event["type"] == "bye":
+                self.pause = event["retry_after_ms"] / 1000
             return
         match event["type"]:
             case "message":
@@ -372,8 +386,15 @@ class ChatUser(Paced, HttpUser):
             case "error":
                 self.stage.counts.refused += 1
                 self.stage.failed("send" if "id" in event else "join", f"refused: {event['code']}")
-                if "id" not in event:
-                    seat.entered.set(f"refused: {event['code']}")
+                if "id" in event:
+                    return
+                seat.entered.set(f"refused: {event['code']}")
+                if "retry_after_ms" in event and not self.coming:  # the room could not be read: we are out of it
+                    seat.track.pause()
+                    command = seat.track.join_command(seat.room, history=0)
+                    self.stage.greenlets.add(
+                        gevent.spawn_later(event["retry_after_ms"] / 1000, self._send, command)
+                    )
 
     def _on_message(self, seat: Seat, event: dict[str, Any]) -> None:
         if event["user"]["id"] == self.user_id:
@@ -399,6 +420,6 @@ class ChatUser(Paced, HttpUser):
             seat.start = seq - seat.delivered
 
     def _confirm(self, message_id: str) -> None:
-        pending = self.pending.pop(message_id, None)
-        if pending is not None:
-            pending.set(None)
+        if message_id in self.pending:
+            _command, confirmed = self.pending.pop(message_id)
+            confirmed.set(None)

@@ -6,6 +6,7 @@ statistics once a second, in bulk, and makes the tally of its users when it is a
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import random
@@ -86,6 +87,7 @@ class Stage:
         self.crowd: Any = None
         self._worker = worker
         self._guests: set[Guest] = set()
+        self._rooms: dict[tuple[int, int], str] = {}
         self._numbers = itertools.count()
         self._ids = itertools.count()
         new_delays = native.load("_loadgen").Delays
@@ -94,7 +96,7 @@ class Stage:
         self._reported = {"repeats": 0, "misorders": 0, "holes": 0}
         # When everybody was there, and the CPU time of this process by then; the same when the last call came.
         self._hold_began = self._hold_ended = (0.0, 0.0)
-        self._at_hold: Tally | None = None
+        self._deliveries_at_hold: dict[int, int] | None = None
         self._final = False
         self.greenlets.spawn(self._report_always)
 
@@ -118,7 +120,10 @@ class Stage:
         No other process has members in it, so that stamps are of one clock and the end can be judged here.
         """
         size = self.options.room_size
-        return f"load-{self._tag}-{self._worker}-{layer}-{(number + layer * size // 2) // size}"
+        place = layer, (number + layer * size // 2) // size
+        if place not in self._rooms:  # one string for all members
+            self._rooms[place] = f"load-{self._tag}-{self._worker}-{place[0]}-{place[1]}"
+        return self._rooms[place]
 
     def source_of(self, number: int) -> str:
         """The source address of this user's connections: each process has its own."""
@@ -218,15 +223,16 @@ class Stage:
     @property
     def held(self) -> bool:
         """Whether everybody was there once."""
-        return self._at_hold is not None
+        return self._deliveries_at_hold is not None
 
     def hold(self) -> None:
         """Everybody is there: what comes from now on is told apart."""
         if self.crowd is not None:
             self.crowd.native.count_anew()
+            gc.freeze()  # the users stay, so the collector need not look at them again and again
         self.counts.late_us = 0
         self._hold_began = time.monotonic(), time.process_time()
-        self._at_hold = self.tally()
+        self._deliveries_at_hold = self._so_far().deliveries
 
     def call_last(self) -> None:
         """Nobody speaks or leaves any more, and who is away comes back."""
@@ -234,29 +240,39 @@ class Stage:
             self._hold_ended = time.monotonic(), time.process_time()
             self.last_call.set()
 
+    def presence(self) -> Tally:
+        """Only who is here; the whole tally of thousands would hold up what is on its way."""
+        return Tally(
+            users=len(self._guests),
+            joined=sum(guest.joined for guest in self._guests),
+            entered=sum(guest.entered for guest in self._guests),
+        )
+
     def tally(self) -> Tally:
         """What this process knows by now."""
-        found = Tally.sum([self.counts.as_dict()])
-        found.users = len(self._guests)
-        found.joined = sum(guest.joined for guest in self._guests)
-        found.entered = sum(guest.entered for guest in self._guests)
+        found = self._so_far()
         found.unconfirmed += sum(guest.unconfirmed for guest in self._guests)
-        parts = [found.as_dict(), {DELAYS[name]: each.counts() for name, each in self._delays.items()}]
-        if self.crowd is not None:
-            parts.append(self.crowd.tally().as_dict())
-        found = Tally.sum(parts)
         if self.dialect.numbered:
             standings = (each for guest in tuple(self._guests) for each in guest.standings())
             found.expected, found.delivered, found.stored = reckon(standings)
-        if self._at_hold is not None:
+        if self._deliveries_at_hold is not None:
             ended = self._hold_ended if self.last_call.is_set() else (time.monotonic(), time.process_time())
             found.hold_seconds = ended[0] - self._hold_began[0]
             found.hold_cpu_seconds = ended[1] - self._hold_began[1]
+            before = self._deliveries_at_hold
             found.hold_deliveries = {
-                index: count - self._at_hold.deliveries.get(index, 0) for index, count in found.deliveries.items()
+                index: count - before.get(index, 0) for index, count in found.deliveries.items()
             }
             found.hold_delivered = sum(found.hold_deliveries.values())
         return found
+
+    def _so_far(self) -> Tally:
+        """What was counted by the way."""
+        parts = [self.presence().as_dict(), self.counts.as_dict()]
+        parts.append({DELAYS[name]: each.counts() for name, each in self._delays.items()})
+        if self.crowd is not None:
+            parts.append(self.crowd.tally().as_dict())
+        return Tally.sum(parts)
 
     def finish(self, found: Tally) -> None:
         """The run is over: what is missing by now is lost, and a failure."""

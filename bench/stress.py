@@ -238,12 +238,16 @@ def watch(load: Load, monitor: Monitor, seconds: float) -> None:
 
     Raises:
         TimeoutError: It takes too long.
+        RuntimeError: One of its workers has ended before the outcome is known.
     """
     deadline = time.monotonic() + seconds
     while load.master.poll() is None:
         for phase in load.news():
             print(f"{time.strftime('%H:%M:%S')} {phase}", flush=True)
             monitor.mark(phase)
+        dead = [each for each in load.workers if each.poll() is not None]
+        if dead and load.outcome is None:
+            raise RuntimeError(f"a worker of Locust has ended with {dead[0].returncode}; see its log")
         if time.monotonic() > deadline:
             raise TimeoutError(f"Locust has not ended within {seconds:.0f} s")
         time.sleep(LOOK_SECONDS)
@@ -336,6 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (peers.Unavailable, TimeoutError, RuntimeError) as error:
         print(f"the run was broken off: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0 if found is not None else 1
 
 

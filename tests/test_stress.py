@@ -477,6 +477,19 @@ def test_two_thousand_locust_users_are_there_at_once_and_miss_nothing(tmp_path: 
 
 @needs_locust
 @pytest.mark.slow
+def test_servers_without_numbers_are_judged_by_counts(tmp_path: Path) -> None:
+    for module in ("matplotlib", "uvloop"):
+        pytest.importorskip(module, reason=f"{module} comes with the extra bench")
+    options = ("--peer=websockets", "--users=60", "--room-size=20", "--messages-per-minute=60", "--hold=4")
+    code, output = run_stress(*options, f"--out={tmp_path}")
+    assert code == 0, output
+    facts = facts_of(tmp_path)
+    assert facts["sent"] > 150 and facts["lost"] == facts["doubled"] == facts["not confirmed"] == 0
+    assert facts["delivered"] == facts["expected deliveries"] > 20 * 120
+
+
+@needs_locust
+@pytest.mark.slow
 def test_a_run_in_which_something_was_lost_fails(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="Matplotlib comes with the extra bench")
     with FakeChat() as chat:
