@@ -318,14 +318,15 @@ class Member:
     def _on_error(self, event: dict[str, Any]) -> None:
         code, pause_ms = event["code"], event.get("retry_after_ms")
         self._stage.counts.refused += 1
+        if "id" not in event and self._answer is not None:
+            self._answer.set(f"refused: {code}")  # whoever waits for it reports it
+            return
         self._stage.failed("send" if "id" in event else "join", f"refused: {code}")
         if pause_ms is not None and event.get("id") == self._said[0]:
             command = encode(send_command(self.room, *self._said)).encode()
             self._stage.greenlets.add(
                 gevent.spawn_later(pause_ms / 1000, self._crowd.native.send, self.place, command)
             )
-        elif self._answer is not None:
-            self._answer.set(f"refused: {code}")
         elif pause_ms is not None and "id" not in event:  # the room could not be read: the member is out of it
             self._note_position()
             self.track.pause()

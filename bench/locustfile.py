@@ -384,17 +384,25 @@ class ChatUser(Paced, HttpUser):
             case "ack":
                 self._confirm(event["id"])
             case "error":
-                self.stage.counts.refused += 1
-                self.stage.failed("send" if "id" in event else "join", f"refused: {event['code']}")
-                if "id" in event:
-                    return
-                seat.entered.set(f"refused: {event['code']}")
-                if "retry_after_ms" in event and not self.coming:  # the room could not be read: we are out of it
-                    seat.track.pause()
-                    command = seat.track.join_command(seat.room, history=0)
-                    self.stage.greenlets.add(
-                        gevent.spawn_later(event["retry_after_ms"] / 1000, self._send, command)
-                    )
+                self._on_error(seat, event)
+
+    def _on_error(self, seat: Seat, event: dict[str, Any]) -> None:
+        self.stage.counts.refused += 1
+        failure = f"refused: {event['code']}"
+        if "id" not in event and self.coming:
+            seat.entered.set(failure)  # whoever waits for it reports it
+            return
+        self.stage.failed("send" if "id" in event else "join", failure)
+        if "retry_after_ms" not in event:
+            return
+        if "id" not in event:  # the room could not be read: the user is out of it
+            seat.track.pause()
+            command = seat.track.join_command(seat.room, history=0)
+        elif event["id"] in self.pending:
+            command, _confirmed = self.pending[event["id"]]
+        else:
+            return
+        self.stage.greenlets.add(gevent.spawn_later(event["retry_after_ms"] / 1000, self._send, command))
 
     def _on_message(self, seat: Seat, event: dict[str, Any]) -> None:
         if event["user"]["id"] == self.user_id:

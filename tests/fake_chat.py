@@ -95,7 +95,11 @@ class Member(WebSocketHandler):
         chat: FakeChat = self.application.settings["chat"]
         command = json.loads(message)
         room = chat.rooms[command["room"]]
-        if command["type"] == "join":
+        if command["type"] == "join" and chat.refused_joins:
+            chat.refused_joins -= 1
+            event = {"type": "error", "code": "unavailable", "message": "Later.", "room": command["room"]}
+            self.write_message(event | {"retry_after_ms": 10})
+        elif command["type"] == "join":
             after = command.get("after", {"seq": room.seq})["seq"]
             assert after == room.seq, "the fake has no log"
             room.members.append(self)
@@ -137,11 +141,13 @@ class FakeChat:
 
     Args:
         honest: Nothing is done wrong.
-        refusals: Handshakes that are refused.
+        refusals: Handshakes that are refused, the first ones.
+        refused_joins: Joins that are.
     """
 
-    def __init__(self, honest: bool = False, refusals: int = 0) -> None:
+    def __init__(self, honest: bool = False, refusals: int = 0, refused_joins: int = 0) -> None:
         self.refusals = refusals
+        self.refused_joins = refused_joins
         self.rooms = Rooms(honest)
         self.port = 0
         self._started = threading.Event()

@@ -320,7 +320,7 @@ def run_locust(folder: Path, *options: str) -> Locust:
 @pytest.mark.slow
 @pytest.mark.parametrize("user", ["DenseChatUser", "ChatUser"])
 def test_each_broken_promise_is_a_failure_of_its_own_name(user: str, tmp_path: Path) -> None:
-    with FakeChat(refusals=1) as chat:
+    with FakeChat(refusals=1, refused_joins=1) as chat:
         size = 2 * len(FAULTS)
         found = run_locust(
             *(tmp_path, user, f"--host=http://127.0.0.1:{chat.port}", "--headless", f"-u{size}", f"-r{size}"),
@@ -336,7 +336,10 @@ def test_each_broken_promise_is_a_failure_of_its_own_name(user: str, tmp_path: P
     assert found.failed("delivery", "lost: ") >= 2 + 1, "the two that miss a number, and the end of a room"
     assert found.failed("send", "not confirmed") >= 1
     assert found.failed("connect", "503") == 1
-    assert (found.outcome.repeats, found.outcome.misorders, found.outcome.failed_connects) == (2, 2, 1)
+    assert found.failed("join", "refused: unavailable") == 1
+    outcome = found.outcome
+    assert (outcome.repeats, outcome.misorders) == (2, 2)
+    assert (outcome.failed_connects, outcome.failed_joins, outcome.refused) == (1, 1, 1)
     assert found.outcome.lost == found.failed("delivery", "lost: ")
     assert not found.outcome.clean
 
