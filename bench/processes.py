@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from tornadochat.processes import end_with_parent
+
 TICKS = os.sysconf("SC_CLK_TCK")
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
@@ -166,8 +168,12 @@ def running_server(
     scheme: str = "http",
     start_seconds: float = START_SECONDS,
     stop_seconds: float = STOP_SECONDS,
+    tied: bool = False,
 ) -> Iterator[Server]:
     """Start the server on loopback, wait until every worker is ready, stop it at the end.
+
+    Args:
+        tied: It ends when this thread does, even by SIGKILL, before the context is left.
 
     Raises:
         RuntimeError: It ended, or was not ready within ``start_seconds``; its output is in the message.
@@ -175,6 +181,7 @@ def running_server(
     port = port or free_port()
     log_path = data_dir / "server.log"
     data_dir.mkdir(parents=True, exist_ok=True)
+    parent = os.getpid()
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [
@@ -184,6 +191,7 @@ def running_server(
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=data_dir,
+            preexec_fn=(lambda: end_with_parent(parent, signal.SIGTERM)) if tied else None,
         )
     try:
         _wait_ready(process, f"{scheme}://127.0.0.1:{port}/readyz", log_path, start_seconds)

@@ -25,6 +25,7 @@ from locust.stats import RequestStats, StatsEntry, StatsError, bucket_response_t
 
 from bench import native
 from bench.dialects import DIALECTS
+from bench.load import CONNECTIONS_PER_SOURCE
 from bench.processes import loopback
 from bench.tally import Standing, Tally, middle_ms, reckon
 
@@ -33,8 +34,6 @@ log = logging.getLogger("bench")
 # Type of every entry in Locust's statistics but the HTTP requests.
 KIND = "WS"
 REPORT_SECONDS = 1.0
-# Connections from one source address to one port of the server: below the kernel's 28,232 local ports.
-PORTS_OF_A_SOURCE = 25_000
 # A message whose own copy has not come back by then is not confirmed.
 CONFIRM_SECONDS = 10.0
 # One try to connect and join.
@@ -128,7 +127,7 @@ class Stage:
     def source_of(self, number: int) -> str:
         """The source address of this user's connections: each process has its own."""
         given = [each for each in self.options.sources.split(",") if each]
-        nth = number // PORTS_OF_A_SOURCE
+        nth = number // CONNECTIONS_PER_SOURCE
         if given:
             return given[(self._worker + nth) % len(given)]
         return f"127.{self._worker // 250}.{2 + self._worker % 250}.{1 + nth}"

@@ -28,9 +28,9 @@ from typing import Any
 from bench import native, peers
 from bench.dialects import DIALECTS
 from bench.load import CONNECTIONS_PER_PROCESS
-from bench.million import workers_for
+from bench.million import START_SECONDS_A_WORKER, workers_for
 from bench.monitor import RESULTS, Groups, Monitor, groups_of, new_folder, write_results
-from bench.processes import free_port, loopback, pss_bytes, running_server, tree
+from bench.processes import START_SECONDS, free_port, loopback, pss_bytes, running_server, tree
 from bench.tally import Tally
 from tornadochat.processes import end_with_parent, raise_file_limit
 from tornadochat.worker import RESERVED_FILES
@@ -138,7 +138,12 @@ def target_of(options: argparse.Namespace, workers: int, folder: Path) -> Iterat
             )
     else:
         with running_server(
-            folder / "data", "--drain-seconds=0.5", *options.server_option, workers=workers
+            folder / "data",
+            "--drain-seconds=0.5",
+            *options.server_option,
+            workers=workers,
+            start_seconds=START_SECONDS + workers * START_SECONDS_A_WORKER,
+            tied=True,
         ) as server:
             yield Target(f"http://127.0.0.1:{server.port}", "tornadochat", lambda: groups_of(server))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import defaultdict
 from typing import Any
 
 from tornado.httpserver import HTTPServer
@@ -25,9 +24,9 @@ FAULTY_MESSAGE = 3
 class Room:
     """Members, and how far the numbers are."""
 
-    def __init__(self, name: str, honest: bool) -> None:
+    def __init__(self, name: str) -> None:
         number = int(name.rpartition("-")[2])
-        self.fault = "none" if honest or number >= len(FAULTS) else FAULTS[number]
+        self.fault = FAULTS[number] if number < len(FAULTS) else "none"
         self.members: list[Member] = []
         self.seq = 0
         self.held = ""
@@ -124,15 +123,11 @@ class Session(RequestHandler):
         self.write({"user": {"id": name.replace(" ", "_"), "name": name}, "token": name.replace(" ", "_")})
 
 
-class Rooms(defaultdict[str, Room]):
+class Rooms(dict[str, Room]):
     """Rooms, made when somebody comes."""
 
-    def __init__(self, honest: bool) -> None:
-        super().__init__()
-        self.honest = honest
-
     def __missing__(self, name: str) -> Room:
-        self[name] = room = Room(name, self.honest)
+        self[name] = room = Room(name)
         return room
 
 
@@ -140,15 +135,14 @@ class FakeChat:
     """The server, in a thread of its own; a context manager that ends it.
 
     Args:
-        honest: Nothing is done wrong.
         refusals: Handshakes that are refused, the first ones.
         refused_joins: Joins that are.
     """
 
-    def __init__(self, honest: bool = False, refusals: int = 0, refused_joins: int = 0) -> None:
+    def __init__(self, refusals: int = 0, refused_joins: int = 0) -> None:
         self.refusals = refusals
         self.refused_joins = refused_joins
-        self.rooms = Rooms(honest)
+        self.rooms = Rooms()
         self.port = 0
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
