@@ -36,7 +36,10 @@ REPLAY_SECONDS = 2.0
 
 
 class Crowd:
-    """The connections of this process's dense users."""
+    """The connections of this process's dense users.
+
+    A place is kept for its user until the run is over, so that what it saw is not forgotten.
+    """
 
     def __init__(self, stage: Stage) -> None:
         host, port = stage.address

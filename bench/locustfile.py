@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import socket
 import sys
 import time
@@ -54,6 +55,8 @@ native.load("_loadgen")  # compiled once, before Locust forks its workers
 # seconds; Locust's 3 would have it replaced, and its users counted as gone.
 runners.HEARTBEAT_LIVENESS = 60
 
+# What each text of a load begins with, the dense users' too.
+STAMP = re.compile(r"@(\d+)")
 # Seqs of a hole that are remembered, so that one that comes too late is told from a repeat.
 MAX_MISSING = 1000
 
@@ -415,9 +418,8 @@ class ChatUser(Paced, HttpUser):
             self.stage.failed("delivery", wrong)
             self.stage.counts.repeats += wrong.startswith("repeat")
             self.stage.counts.misorders += wrong.startswith("misorder")
-        else:
-            stamp = int(event["text"][1:].split(" ", 1)[0])
-            self.stage.took("replay" if replayed else "delivery", time.monotonic() - stamp / 1e6)
+        elif stamp := STAMP.match(event["text"]):
+            self.stage.took("replay" if replayed else "delivery", time.monotonic() - int(stamp[1]) / 1e6)
 
     def _go_on(self, seat: Seat, hole: bool, seq: int) -> None:
         """The room goes on behind a seq, of which everything is there unless there is a hole before it."""
