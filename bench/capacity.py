@@ -23,18 +23,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bench import report, search, users
+from bench import million, report, search, users
 from bench.compare import CHECKOUT, FAILURES
 from bench.results import save_json, this_machine
 from bench.users import ROOM, Trial
 from tornadochat.processes import raise_file_limit
+from tornadochat.worker import RESERVED_FILES
 
 TRIAL_SECONDS = 20.0
 PROOF_SECONDS = 180.0
-# A process opens some files of its own; tornadochat's workers reserve the same number.
-RESERVED_FILES = 100
-# The kernel and Node's cluster do not spread connections evenly: so full may a worker of several be on average.
-EVEN = 0.9
 # Where several processes are allowed; more than two cores have carried so far.
 MOST_USERS = 400_000
 BEGIN, END = "<!-- capacity: begin -->", "<!-- capacity: end -->"
@@ -118,7 +115,7 @@ class Capacity:
 
 def workers_for(connections: int, files: int, cores: int, single: bool) -> int:
     """Worker processes that so many connections ask for: one for each core, or what the file limit needs."""
-    return 1 if single else max(cores, -(-connections // int((files - RESERVED_FILES) * EVEN)))
+    return 1 if single else max(cores, million.workers_for(connections, files - RESERVED_FILES))
 
 
 def limit_of(found: search.Found, system: System, trials: Sequence[Trial], files: int, cores: int) -> str:
