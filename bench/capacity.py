@@ -56,10 +56,10 @@ class System:
 
 SYSTEMS = {
     "socketio-single": System("socketio-single", "Socket.IO, one process, no Redis", True, 19_900),
-    "socketio": System("socketio", "Socket.IO cluster + Redis adapter", False, 40_000),
+    "socketio": System("socketio", "Socket.IO cluster + Redis adapter", False, 52_000),
     "tornado-single": System("tornado-single", "Tornado WebSocketHandler, one process, no Redis", True, 19_900),
     "tornadochat-one": System("tornadochat", "**tornadochat**, one worker", True, 19_900),
-    "tornadochat": System("tornadochat", "**tornadochat**, as many workers as needed", False, 100_000),
+    "tornadochat": System("tornadochat", "**tornadochat**, as many workers as needed", False, 95_000),
 }
 
 
