@@ -5,7 +5,8 @@
 Artillery with its engine for Socket.IO, Locust (``bench/locustfile.py``) and our own native generator load the
 same Socket.IO cluster one after the other: as many users in rooms of 50, each says one message a minute. Told are
 users joined, deliveries expected and counted, their delays from the stamp of the sender, and the CPU that the
-generator took for them. The exit status is 1 where one of them missed a user or a delivery.
+generator took for them. Locust's users talk while others still come; its deliveries count from when all are
+there. The exit status is 1 where one of them missed a user or a delivery.
 
 Artillery comes from npm, in the version that ``bench/artillery`` locks (Node 20; 600 MB below ``build``).
 """

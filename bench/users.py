@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.load import CONNECTIONS_PER_PROCESS, Load, Plan, Report, sources_for
+from bench.million import GENERATOR_FILES
 from bench.processes import TICKS, cpu_seconds, pss_bytes
 from bench.saturation import MAX_LATE_MS, MIN_SENT
 from bench.systems import REST_SECONDS, TEXT_BYTES, Running, serving
+from tornadochat.processes import raise_file_limit
 
 ROOM = 50
 MESSAGES_A_SECOND = 1 / 60  # of each user
@@ -110,7 +112,7 @@ def run(system: str, users: int, seconds: float, workers: int) -> Trial:
         Unavailable: It cannot run here.
         RuntimeError: It ended, or was not ready in time.
     """
-    generators = -(-users // CONNECTIONS_PER_PROCESS)
+    generators = -(-users // min(CONNECTIONS_PER_PROCESS, raise_file_limit() - GENERATOR_FILES))
     with serving(system, workers) as server:
         plan = Plan(
             port=server.port,
