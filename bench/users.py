@@ -22,6 +22,10 @@ MESSAGES_A_SECOND = 1 / 60  # of each user
 MAX_P95_MS = 1000.0
 # Who cannot take everybody in by then has failed.
 CONNECT_SECONDS = 180.0
+# So long they talk before anything counts, and are silent then: after a ramp compilers and collectors of garbage
+# have work that has nothing to do with how many users are held.
+WARM_SECONDS = 5.0
+PAUSE_SECONDS = 3.0
 # A delivery that has not come by then is lost; many times what p95 may be, so that late ones do not count as lost.
 SETTLE_SECONDS = 5.0
 # Of the cores: above that the machine was full, whoever filled it.
@@ -129,7 +133,8 @@ def run(system: str, users: int, seconds: float, workers: int) -> Trial:
         with Load(plan) as load:
             opened = load.connect(CONNECT_SECONDS)
             if opened.joined == users:
-                load.idle(REST_SECONDS)
+                load.run(WARM_SECONDS, users * MESSAGES_A_SECOND)
+                load.idle(PAUSE_SECONDS)
                 return _talk(server, load, opened, seconds, workers, memory)
             return Trial(
                 users=users,

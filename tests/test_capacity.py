@@ -269,6 +269,7 @@ def test_a_trial_of_each_kind_of_system_counts_every_delivery(name: str, monkeyp
     if name == "socketio-single" and not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("Node is not installed")
     monkeypatch.setattr(users, "SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr(users, "WARM_SECONDS", 1.0)
     monkeypatch.setattr(users, "MESSAGES_A_SECOND", 0.5)
     try:
         trial = users.run(name, 100, 2.0, 1)
