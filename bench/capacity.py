@@ -23,19 +23,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bench import report, search, users
+from bench import million, report, search, users
 from bench.compare import CHECKOUT, FAILURES
 from bench.results import save_json, this_machine
 from bench.users import ROOM, Trial
 from tornadochat.processes import raise_file_limit
+from tornadochat.worker import RESERVED_FILES
 
 TRIAL_SECONDS = 20.0
 PROOF_SECONDS = 180.0
-# A process opens some files of its own; tornadochat's workers reserve the same number.
-RESERVED_FILES = 100
-# The kernel and Node's cluster do not spread connections evenly: so full may a worker of several be on average.
-EVEN = 0.9
-# Where several processes are allowed; more than two cores have carried so far.
+# Where several processes are allowed: many more than two cores carry.
 MOST_USERS = 400_000
 BEGIN, END = "<!-- capacity: begin -->", "<!-- capacity: end -->"
 
@@ -59,10 +56,10 @@ class System:
 
 SYSTEMS = {
     "socketio-single": System("socketio-single", "Socket.IO, one process, no Redis", True, 19_900),
-    "socketio": System("socketio", "Socket.IO cluster + Redis adapter", False, 40_000),
+    "socketio": System("socketio", "Socket.IO cluster + Redis adapter", False, 52_000),
     "tornado-single": System("tornado-single", "Tornado WebSocketHandler, one process, no Redis", True, 19_900),
     "tornadochat-one": System("tornadochat", "**tornadochat**, one worker", True, 19_900),
-    "tornadochat": System("tornadochat", "**tornadochat**, as many workers as needed", False, 100_000),
+    "tornadochat": System("tornadochat", "**tornadochat**, as many workers as needed", False, 95_000),
 }
 
 
@@ -118,15 +115,19 @@ class Capacity:
 
 def workers_for(connections: int, files: int, cores: int, single: bool) -> int:
     """Worker processes that so many connections ask for: one for each core, or what the file limit needs."""
-    return 1 if single else max(cores, -(-connections // int((files - RESERVED_FILES) * EVEN)))
+    return 1 if single else max(cores, million.workers_for(connections, files - RESERVED_FILES))
 
 
-def limit_of(found: search.Found, system: System, trials: Sequence[Trial], files: int, cores: int) -> str:
-    """What stopped the search: the file limit, or the rule that the smallest larger trial did not keep."""
+def limit_of(found: search.Found, capped: str, trials: Sequence[Trial], cores: int) -> str:
+    """What stopped the search.
+
+    Args:
+        capped: Why nothing larger could be tried, where all that could be was held.
+    """
     worse = [trial for trial in trials if trial.users > found.size and users.complaint(trial)]
     parts = []
     if found.capped:
-        parts.append(f"{files:,} open files of one process" if system.single else "nothing larger was tried")
+        parts.append(capped)
     elif worse:
         first = min(worse, key=lambda trial: (trial.users, trial.seconds))
         parts.append(f"at {first.users:,}: {users.complaint(first)}")
@@ -145,6 +146,7 @@ def measure(
     seconds: tuple[float, float],
     files: int,
     cores: int,
+    most: int = MOST_USERS,
     try_users: Callable[[str, int, float, int], Trial] = users.run,
 ) -> Row:
     """Search what one system holds.
@@ -153,6 +155,7 @@ def measure(
         name: Key of ``SYSTEMS``.
         seconds: Of a short trial, and of the proof.
         files: That one process may open.
+        most: No more users are tried.
         try_users: Makes one trial; see ``users.run``.
     """
     system = SYSTEMS[name]
@@ -173,12 +176,14 @@ def measure(
         return not why
 
     short, long = seconds
-    cap = files - RESERVED_FILES if system.single else MOST_USERS
+    cap, capped = most, "nothing larger was tried"
+    if system.single and files - RESERVED_FILES < most:
+        cap, capped = files - RESERVED_FILES, f"{files:,} open files of one process"
     found = search.largest(lambda size: held(size, short), lambda size: held(size, long), start, ROOM, cap, growth)
     return Row(
         system=name,
         users=found.size,
-        limit=limit_of(found, system, trials, files, cores),
+        limit=limit_of(found, capped, trials, cores),
         proof=trials[-1] if found.size else None,
         trials=tuple(trials),
     )
@@ -255,6 +260,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--start", type=_starts, default={}, help="first sizes, like socketio=40000,tornadochat=90000"
     )
     parser.add_argument("--growth", type=float, default=search.GROWTH, help="factor of a step up or down")
+    parser.add_argument("--most", type=int, default=MOST_USERS, help="try no more users than that")
     parser.add_argument("--trial-seconds", type=float, default=TRIAL_SECONDS)
     parser.add_argument("--proof-seconds", type=float, default=PROOF_SECONDS)
     parser.add_argument("--out", type=Path, default=CHECKOUT / "bench" / "results" / today / "capacity.json")
@@ -273,7 +279,7 @@ def run(options: argparse.Namespace) -> Capacity:
         start = options.start.get(name, SYSTEMS[name].start)
         seconds = (options.trial_seconds, options.proof_seconds)
         try:
-            found.rows[name] = measure(name, start, options.growth, seconds, found.files, cores)
+            found.rows[name] = measure(name, start, options.growth, seconds, found.files, cores, options.most)
         except FAILURES as error:
             found.rows[name] = Row(name, 0, "", None, (), str(error).strip())
             _tell(f"{name} is left out: {error}")

@@ -193,19 +193,15 @@ class Load:
         """Only read for a while."""
         return self._merge(self._all("run", seconds, 0.0))
 
-    def send(self, seconds: float, rate: float, drain_seconds: float | None = None) -> Report:
+    def send(self, seconds: float, rate: float) -> Report:
         """Send at a rate, then read on until the last deliveries are in; counts of this call.
 
         Who is in a room at the start is expected to get all that is sent to it, also when the server
         disconnects it in between.
-
-        Args:
-            drain_seconds: How long it is read on; ``DRAIN_SECONDS`` where nothing is given.
         """
-        members = self._room_sizes(self._all("forget"))
-        self._all("run", seconds, rate / len(self._pipes))
-        drain = DRAIN_SECONDS if drain_seconds is None else drain_seconds
-        return self._merge(self._all("run", drain, 0.0), members)
+        self.begin_count()
+        self.run(seconds, rate)
+        return self.run(DRAIN_SECONDS, 0.0)
 
     def begin_count(self) -> None:
         """What ``run`` and ``idle`` report from now on begins at 0; nobody counts as cut off any more."""

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 # The search ends when the smallest size that was not held is within this factor of the largest one that was.
 PRECISION = 1.05
-# Two halvings (in logarithms) of the first step up end within the precision.
-GROWTH = PRECISION**4
+# One halving (in logarithms) of the first step up ends within the precision; `start` is to be near the end.
+GROWTH = PRECISION**2
 # After a proof that failed the next one is tried so much lower: a long load shows more than a short one.
 STEP_DOWN = 0.93
 # Then the short trials were worth nothing, and more minutes would not help.

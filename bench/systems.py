@@ -29,6 +29,8 @@ TEXT_BYTES = 96
 # A message of 96 bytes of text is an event of ours of about this many bytes on the wire.
 FLOOR_FRAME_BYTES = 296
 REST_SECONDS = 1.0
+# A hundred thousand connections that end at once keep the workers busy before they can stop.
+STOP_SECONDS = 60.0
 WARM_SECONDS = 1.0
 # Any system holds that, so that nothing of it is left when the first load begins.
 WARM_RATE = 100.0
@@ -149,7 +151,8 @@ def serving(name: str, workers: int = 2) -> Iterator[Running]:
     with ExitStack() as stack:
         if name == OURS:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tornadochat-bench-")))
-            yield stack.enter_context(running_server(folder, "--drain-seconds=0.5", workers=workers))
+            server = running_server(folder, "--drain-seconds=0.5", workers=workers, stop_seconds=STOP_SECONDS)
+            yield stack.enter_context(server)
         else:
             yield stack.enter_context(peers.start(name, workers))
 

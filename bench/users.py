@@ -11,17 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.load import CONNECTIONS_PER_PROCESS, Load, Plan, Report, sources_for
+from bench.million import GENERATOR_FILES
 from bench.processes import TICKS, cpu_seconds, pss_bytes
 from bench.saturation import MAX_LATE_MS, MIN_SENT
 from bench.systems import REST_SECONDS, TEXT_BYTES, Running, serving
+from tornadochat.processes import raise_file_limit
 
 ROOM = 50
 MESSAGES_A_SECOND = 1 / 60  # of each user
 MAX_P95_MS = 1000.0
 # Who cannot take everybody in by then has failed.
 CONNECT_SECONDS = 180.0
-# A delivery that has not come by then is lost; ten times what p95 may be, so that late ones do not count as lost.
-DRAIN_SECONDS = 10.0
+# So long they talk before anything counts, and are silent then: after a ramp compilers and collectors of garbage
+# have work that has nothing to do with how many users are held.
+WARM_SECONDS = 5.0
+PAUSE_SECONDS = 3.0
+# A delivery that has not come by then is lost; many times what p95 may be, so that late ones do not count as lost.
+SETTLE_SECONDS = 5.0
 # Of the cores: above that the machine was full, whoever filled it.
 FULL = 0.97
 
@@ -110,7 +116,7 @@ def run(system: str, users: int, seconds: float, workers: int) -> Trial:
         Unavailable: It cannot run here.
         RuntimeError: It ended, or was not ready in time.
     """
-    generators = -(-users // CONNECTIONS_PER_PROCESS)
+    generators = -(-users // min(CONNECTIONS_PER_PROCESS, raise_file_limit() - GENERATOR_FILES))
     with serving(system, workers) as server:
         plan = Plan(
             port=server.port,
@@ -120,13 +126,15 @@ def run(system: str, users: int, seconds: float, workers: int) -> Trial:
             processes=generators,
             sources=sources_for(users),
             dialect=server.dialect,
+            whole_rooms=True,
         )
         time.sleep(REST_SECONDS)
         memory = _memory(server)
         with Load(plan) as load:
             opened = load.connect(CONNECT_SECONDS)
             if opened.joined == users:
-                load.idle(REST_SECONDS)
+                load.run(WARM_SECONDS, users * MESSAGES_A_SECOND)
+                load.idle(PAUSE_SECONDS)
                 return _talk(server, load, opened, seconds, workers, memory)
             return Trial(
                 users=users,
@@ -147,12 +155,14 @@ def _talk(server: Running, load: Load, opened: Report, seconds: float, workers: 
     groups = {"server": [pid for pid in server.pids if pid not in store], "store": store, "generator": load.pids}
     before = {name: [cpu_seconds([pid]) for pid in pids] for name, pids in groups.items()}
     machine = machine_seconds()
-    report = load.send(seconds, users * MESSAGES_A_SECOND, DRAIN_SECONDS)
+    load.begin_count()
+    load.run(seconds, users * MESSAGES_A_SECOND)
     machine = machine_seconds() - machine
     used = {
         name: [(cpu_seconds([pid]) - was) / seconds for pid, was in zip(pids, before[name], strict=True)]
         for name, pids in groups.items()
     }
+    report = load.run(SETTLE_SECONDS, 0.0)
     return Trial(
         users=users,
         seconds=seconds,
