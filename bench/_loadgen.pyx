@@ -658,6 +658,7 @@ cdef class Crowd(Swarm):
     cdef dict targets
     cdef object told, came, gone
     cdef readonly Delays connects, joins, confirms, deliveries, replays
+    cdef readonly Delays counted  # deliveries of what was sent since the count began
     cdef readonly uint64_t confirmed, misorders
 
     def __cinit__(self, *_arguments):
@@ -666,7 +667,7 @@ cdef class Crowd(Swarm):
             raise MemoryError("no memory left for the load generator")
         self.targets = {}
         self.connects, self.joins, self.confirms = Delays(), Delays(), Delays()
-        self.deliveries, self.replays = Delays(), Delays()
+        self.deliveries, self.replays, self.counted = Delays(), Delays(), Delays()
 
     def __dealloc__(self):
         free(self.places)
@@ -773,8 +774,9 @@ cdef class Crowd(Swarm):
         return self.places[index].upgraded > 0
 
     def count_anew(self):
-        """From now on only what is sent later counts as sent and delivered, where no seq tells."""
+        """What is sent from now on is told apart; where no seq tells, only that counts as sent and delivered."""
         self.begin_count()
+        self.counted = Delays()
         self.by_room = [0] * len(self.rooms)
         self.delivered = 0
 
@@ -837,7 +839,7 @@ cdef class Crowd(Swarm):
             Swarm.control(self, peer, payload)
 
     cdef void event(self, peer_t *peer, unsigned char *payload, size_t size):
-        cdef int64_t stamp, index = peer - self.peers
+        cdef int64_t stamp, delay, index = peer - self.peers
         cdef place_t *place = &self.places[index]
         cdef unsigned char *end = payload + size
         cdef unsigned char *at = payload
@@ -868,10 +870,13 @@ cdef class Crowd(Swarm):
             return
         self.delivered += 1
         place.delivered += 1
+        delay = now_us() - stamp
         if seq and seq <= place.replay_end:
-            self.replays.add(now_us() - stamp)
+            self.replays.add(delay)
         else:
-            self.deliveries.add(now_us() - stamp)
+            self.deliveries.add(delay)
+            if stamp >= self.counted_from_us:
+                self.counted.add(delay)
         self.own_copy(place, index, stamp, at, end)
 
     cdef void own_copy(

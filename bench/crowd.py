@@ -75,6 +75,8 @@ class Crowd:
         found.deliveries, found.joins, found.connects = (
             each.counts() for each in (crowd.deliveries, crowd.joins, crowd.connects)
         )
+        if self.stage.held:
+            found.hold_deliveries = crowd.counted.counts()
         if not self.stage.dialect.numbered and self.stage.held:
             pairs = zip(crowd.room_sizes(), crowd.sent_by_room(), strict=True)
             found.expected = sum(size * sent for size, sent in pairs)

@@ -95,7 +95,7 @@ class Stage:
         self._reported = {"repeats": 0, "misorders": 0, "holes": 0}
         # When everybody was there, and the CPU time of this process by then; the same when the last call came.
         self._hold_began = self._hold_ended = (0.0, 0.0)
-        self._deliveries_at_hold: dict[int, int] | None = None
+        self._delivered_at_hold: int | None = None
         self._final = False
         self.greenlets.spawn(self._report_always)
 
@@ -169,6 +169,8 @@ class Stage:
         """Report one request of a user who has no place in the crowd: how long it took, and why it failed."""
         if not failure and name in self._delays:
             self._delays[name].note(int(seconds * 1e6))
+        if name == "delivery" and time.monotonic() - seconds >= self._hold_began[0] and self.held:
+            self._delays["delivery in the hold"].note(int(seconds * 1e6))
         error = RuntimeError(failure) if failure else None
         self.environment.events.request.fire(
             request_type=KIND,
@@ -222,7 +224,7 @@ class Stage:
     @property
     def held(self) -> bool:
         """Whether everybody was there once."""
-        return self._deliveries_at_hold is not None
+        return self._delivered_at_hold is not None
 
     def hold(self) -> None:
         """Everybody is there: what comes from now on is told apart."""
@@ -231,7 +233,8 @@ class Stage:
             gc.freeze()  # the users stay, so the collector need not look at them again and again
         self.counts.late_us = 0
         self._hold_began = time.monotonic(), time.process_time()
-        self._deliveries_at_hold = self._so_far().deliveries
+        self._delays["delivery in the hold"] = native.load("_loadgen").Delays()
+        self._delivered_at_hold = sum(self._so_far().deliveries.values())
 
     def call_last(self) -> None:
         """Nobody speaks or leaves any more, and who is away comes back."""
@@ -254,15 +257,11 @@ class Stage:
         if self.dialect.numbered:
             standings = (each for guest in tuple(self._guests) for each in guest.standings())
             found.expected, found.delivered, found.stored = reckon(standings)
-        if self._deliveries_at_hold is not None:
+        if self._delivered_at_hold is not None:
             ended = self._hold_ended if self.last_call.is_set() else (time.monotonic(), time.process_time())
             found.hold_seconds = ended[0] - self._hold_began[0]
             found.hold_cpu_seconds = ended[1] - self._hold_began[1]
-            before = self._deliveries_at_hold
-            found.hold_deliveries = {
-                index: count - before.get(index, 0) for index, count in found.deliveries.items()
-            }
-            found.hold_delivered = sum(found.hold_deliveries.values())
+            found.hold_delivered = sum(found.deliveries.values()) - self._delivered_at_hold
         return found
 
     def _so_far(self) -> Tally:
@@ -294,7 +293,12 @@ class Stage:
 
 
 # Kinds of requests whose delays are told in the tally, and how they are called there.
-DELAYS = {"connect": "connects", "join": "joins", "delivery": "deliveries"}
+DELAYS = {
+    "connect": "connects",
+    "join": "joins",
+    "delivery": "deliveries",
+    "delivery in the hold": "hold_deliveries",
+}
 # What the native epoll counts -> how it is called in Locust's failures.
 FAULTS = {
     "holes": "hole: numbers were skipped",

@@ -55,7 +55,8 @@ class Tally:
         late_us: How late the load itself sent at worst.
         hold_seconds, hold_delivered, hold_cpu_seconds: Of the time when everybody was there: how long it was, how
             many deliveries came, and the CPU time of the process.
-        deliveries, hold_deliveries, joins, connects: Delays by class.
+        deliveries, joins, connects: Delays by class.
+        hold_deliveries: Those of messages that were sent while everybody was there.
     """
 
     users: int = 0

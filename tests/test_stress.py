@@ -211,6 +211,20 @@ def test_replayed_messages_have_delays_of_their_own() -> None:
         assert sum(guests.crowd.deliveries.counts().values()) == 3
 
 
+def test_delays_of_what_was_sent_since_the_count_began_are_told_apart() -> None:
+    with FakeChat() as chat:
+        guests = Guests(chat.port)
+        first, _second = guests.come("tea-0", 2)
+        guests.say(first, 1)
+        guests.until(lambda: guests.crowd.delivered == 2)
+        guests.crowd.count_anew()
+        guests.say(first, 2)
+        guests.until(lambda: guests.crowd.delivered == 4)
+        assert sum(guests.crowd.counted.counts().values()) == 4
+        assert sum(guests.crowd.deliveries.counts().values()) == 6
+        assert guests.crowd.sent_by_room() == [2]
+
+
 def test_a_connection_that_ends_is_told_to_its_owner_alone() -> None:
     with FakeChat(refusals=1) as chat:
         guests = Guests(chat.port)
