@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tornadochat._fastframe import Batch, FrameDecoder, pack_published
-from tornadochat.hub import Hub
+from tornadochat.hub import MAX_STRETCH, Hub
 from tornadochat.room import Page, Room, State
 from tornadochat.settings import Settings
 
@@ -474,6 +474,64 @@ def test_a_quiet_room_writes_at_once_and_a_busy_one_once_per_window() -> None:
     world.pass_time(0.05)
     world.say()
     assert ann.seqs() == [1, 2, 3, 4] and world.timers == []
+
+
+def test_a_window_begins_with_the_first_message_that_waits() -> None:
+    world = World(batch_window_ms=10)
+    ann = world.joined()
+    world.say()
+    world.pass_time(0.006)
+    world.say()
+    world.pass_time(0.007)
+    world.say()
+    assert ann.seqs() == [1]
+    world.pass_time(0.004)
+    assert ann.seqs() == [1, 2, 3]
+
+
+def test_a_window_that_is_shorter_than_the_timers_is_one_still() -> None:
+    world = World(batch_window_ms=1)
+    ann = world.joined()
+    world.say()
+    world.say()
+    assert ann.seqs() == [1]
+    world.pass_time(0.0025)
+    assert ann.seqs() == [1, 2]
+
+
+def test_windows_are_wider_while_fan_outs_take_much_of_the_time() -> None:
+    world = World(batch_window_ms=10)
+    ann = world.joined()
+    (channel,) = world.hub.rooms["tea"].channels
+    broadcast = channel.broadcast
+    fan_out_seconds = 0.0
+
+    def slow(batch: Batch) -> None:
+        world.now += fan_out_seconds
+        broadcast(batch)
+
+    channel.broadcast = slow  # type: ignore[method-assign]
+
+    def longest_wait(seconds: float) -> float:
+        """Of messages that each come right behind the fan-out of the one before."""
+        longest, end = 0.0, world.now + seconds
+        world.say()
+        while world.now < end:
+            said, seen = world.now, len(ann.seqs())
+            world.say()
+            while len(ann.seqs()) == seen:
+                world.pass_time(0.001)
+            longest = max(longest, world.now - said)
+        return longest
+
+    assert longest_wait(1) < 0.013
+    fan_out_seconds = 0.002  # a seventh of the time
+    longest_wait(1)
+    widest = 0.01 * MAX_STRETCH
+    assert widest - 0.003 < longest_wait(1) < widest + 0.005
+    fan_out_seconds = 0.0001
+    longest_wait(1)
+    assert longest_wait(1) < 0.013
 
 
 def test_no_batch_is_written_while_the_last_one_still_goes_out() -> None:

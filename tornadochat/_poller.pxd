@@ -58,7 +58,7 @@ cdef class Poller:
 
     cdef int turn(self, int pause_ms, list found) except -1
     cdef void run_after(self)
-    cdef void nap(self, int64_t until)
+    cdef void nap(self)
 
 
 cdef class Stream:
@@ -69,6 +69,7 @@ cdef class Stream:
     cdef int fd                     # -1 once closed
     cdef uint32_t number
     cdef bint writable_watched
+    cdef bint late                  # read behind everything else of a turn
 
     cdef void on_events(self, uint32_t events)
     cdef int send_queue(self) except -1

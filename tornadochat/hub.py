@@ -29,6 +29,13 @@ EVENTS, EPHEMERAL, PRESENCE = ord("E"), ord("X"), ord("P")
 FAN_OUT_SHARE = 0.5
 # No room waits longer than this between two writes, however long its fan-out takes.
 MAX_WINDOW_SECONDS = 0.25
+# While all fan-outs together take more than this share of the worker's time, every window is wider, at
+# most so many times: fewer and larger writes cost less.
+BUSY_SHARE = 0.05
+MAX_STRETCH = 1.5
+# The share is taken over this time; from one to the next the windows change by at most STRETCH_STEP.
+SHARE_SECONDS = 0.1
+STRETCH_STEP = 1.25
 # One timer serves all rooms that wait; it fires no more often than this.
 MIN_TIMER_SECONDS = 0.002
 
@@ -72,6 +79,7 @@ class Hub:
         self.events_delivered = 0  # events handed to fan-outs, for the metrics
         self._settings = settings
         self._window = settings.batch_window_ms / 1000
+        self._slack = min(MIN_TIMER_SECONDS, self._window / 2)  # who is due so soon is not worth a timer
         self._transports = transports
         self._channel_of = channel_of
         self._now = now
@@ -81,6 +89,9 @@ class Hub:
         self._by_channel: dict[bytes, Room] = {}
         self._due: dict[Room, None] = {}  # rooms with pending events, in the order they became due
         self._timer_runs = False
+        self._stretch = 1.0  # times that windows are wider than asked for
+        self._fan_out_seconds = 0.0  # since _share_from
+        self._share_from = 0.0
         self._share_ring_bytes()
 
     # Rooms -------------------------------------------------------------------------------------
@@ -131,44 +142,57 @@ class Hub:
         Args:
             items: ``(channel, payload)``; channels of rooms that are not here any more are passed by.
         """
+        now = self._now()
         for channel, payload in items:
             room = self._by_channel.get(channel)
             if room is None or not payload:
                 continue
             if payload[0] == EVENTS:
-                self._receive(room, payload)
+                self._receive(room, payload, now)
             elif payload[0] == EPHEMERAL:
                 room.tell(payload[1:])
             elif payload[0] == PRESENCE:
                 self._on_presence(room.name, payload)
         self.flush_due()
 
-    def _receive(self, room: Room, payload: bytes) -> None:
+    def _receive(self, room: Room, payload: bytes, now: float) -> None:
         try:
             room.receive(payload)
         except ValueError as error:
             # Somebody else writes to our channels, or a worker of another version does.
             log.warning("room %r: malformed payload of %d bytes left out: %s", room.name, len(payload), error)
         else:
-            if room.pending:
+            if room.pending and room not in self._due:
                 self._due[room] = None
+                if room.next_flush > now:
+                    room.next_flush = now + room.window
 
     def flush_due(self) -> None:
         """Write every room whose window is over; a timer sees to the others."""
         if not self._due:
             return
         now = self._now()
+        soon = now + self._slack
         waiting: dict[Room, None] = {}
         for room in self._due:
-            if room.next_flush > now or room.busy:
+            if room.next_flush > soon or room.busy:
                 waiting[room] = None
             elif room.pending:
                 self._flush(room)
         self._due = waiting
+        if now - self._share_from >= SHARE_SECONDS:
+            self._set_stretch(now)
         if waiting and not self._timer_runs:
             self._timer_runs = True
             soonest = min(room.next_flush for room in waiting) - now
             self._schedule(max(soonest, MIN_TIMER_SECONDS), self._on_timer)
+
+    def _set_stretch(self, now: float) -> None:
+        """Wider windows where fan-outs take much of the worker's time, narrower ones where they do not."""
+        share = self._fan_out_seconds / (now - self._share_from)
+        change = min(max(share / BUSY_SHARE, 1 / STRETCH_STEP), STRETCH_STEP)
+        self._stretch = min(max(self._stretch * change, 1.0), MAX_STRETCH)
+        self._fan_out_seconds, self._share_from = 0.0, now
 
     def _on_timer(self) -> None:
         self._timer_runs = False
@@ -177,7 +201,9 @@ class Hub:
     def _flush(self, room: Room) -> None:
         begin = self._now()
         self.events_delivered += room.flush()
-        took = self._now() - begin
+        end = self._now()
+        self._fan_out_seconds += end - begin
         if self._window:
-            window = max(self._window, took / FAN_OUT_SHARE)
-            room.next_flush = begin + min(window, MAX_WINDOW_SECONDS)
+            window = max(self._window * self._stretch, (end - begin) / FAN_OUT_SHARE)
+            room.window = min(window, MAX_WINDOW_SECONDS)
+            room.next_flush = begin + room.window

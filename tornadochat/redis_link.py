@@ -114,13 +114,15 @@ class Link(asyncio.Protocol):
 
     async def _open(self) -> None:
         address = self.address
+        # What a turn sends is on its way to the store before fan-outs take their time.
+        late = self._on_push is not None
         if address.path:
-            self._made(await open_stream(self._loop, self, address.path))
+            self._made(await open_stream(self._loop, self, address.path, late=late))
             return
         self.place = address.host, address.port
         if address.sentinels is not None:
             self.place = await find_primary(address.sentinels)
-        self._made(await open_stream(self._loop, self, self.place, address.tls))
+        self._made(await open_stream(self._loop, self, self.place, address.tls, late))
 
     def _made(self, transport: Any) -> None:
         if self._ended:  # before this was told that it is there

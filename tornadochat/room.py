@@ -100,6 +100,7 @@ class Room:
         "replays",
         "ring",
         "state",
+        "window",
     )
 
     def __init__(self, name: str, ports: Ports, channels: Sequence[Channel]) -> None:
@@ -114,6 +115,7 @@ class Room:
         self.replays: set[Member] = set()  # members that are being caught up
         self.empty_since: float | None = None
         self.next_flush = 0.0
+        self.window = 0.0  # seconds that a message waits for others, where it does not come alone
         self._ports = ports
         self._pending: list[bytes] = []  # published payloads between flushed_seq and last_seq
         self._early: list[bytes] = []  # published payloads that came while the log was read

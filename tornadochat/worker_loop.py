@@ -118,7 +118,11 @@ def at_end_of_turn(loop: asyncio.AbstractEventLoop) -> Callable[[Callable[[], ob
 
 
 async def open_stream(
-    loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, address: str | tuple[str, int], tls: Any = None
+    loop: asyncio.AbstractEventLoop,
+    protocol: asyncio.Protocol,
+    address: str | tuple[str, int],
+    tls: Any = None,
+    late: bool = False,
 ) -> Any:
     """Connect; on a ``WorkerLoop`` without TLS the socket is read and written by its poller.
 
@@ -127,6 +131,7 @@ async def open_stream(
         protocol: Gets ``data_received`` and ``connection_lost``.
         address: Path of a unix socket, or host and port.
         tls: An ``ssl.SSLContext``, or None.
+        late: See ``Stream``; any other loop reads it as it comes.
 
     Returns:
         Something with ``write(bytes)`` and ``abort()``.
@@ -139,7 +144,7 @@ async def open_stream(
             return (await loop.create_unix_connection(lambda: protocol, address))[0]
         return (await loop.create_connection(lambda: protocol, *address, ssl=tls))[0]
     sock = await _connected(loop, address)
-    return Stream(loop.poller, sock.detach(), protocol)
+    return Stream(loop.poller, sock.detach(), protocol, late)
 
 
 async def _connected(loop: asyncio.AbstractEventLoop, address: str | tuple[str, int]) -> socket.socket:
