@@ -433,7 +433,7 @@ class Presence:
             self._counted = now
             self._tell_counts()
         if self._to_write and (self._writing is None or self._writing.done()):
-            self._writing = asyncio.ensure_future(self._write(now))
+            self._writing = asyncio.ensure_future(self._write())
 
     def _tell_rooms(self, now: float) -> None:
         self._tells.refill(now)
@@ -477,8 +477,9 @@ class Presence:
         self._tell(room, protocol.presence(room, joined, left, people))
         return True
 
-    async def _write(self, now: float) -> None:
+    async def _write(self) -> None:
         """Put changed records into the store and tell the other workers, as many as may be; what fails is kept."""
+        now = time.monotonic()
         self._writes.refill(now)
         self._news.refill(now)
         while self._writes.left > 0:
