@@ -1,10 +1,10 @@
 """``python -m bench.storm``: workers are killed, and everybody who was on them comes back at once.
 
 Twice, on a server with as many members as one worker may hold: all workers but one are killed with -9, then all
-of them. People keep talking. Whoever is cut off comes back as a client does, after a pause with full jitter, with
-its session and with ``after``; each seq is compared with the one before the cut. Told are the times until 50 %, 99 %
-and 100 % have joined again; whether anything was lost or doubled; how ``/readyz`` of the worker that stayed answered
-meanwhile, on a connection of its own; and the delays of the members who were not cut off.
+of them. People keep talking. Whoever is cut off comes back as a client does, after a pause with full jitter,
+with its session and with ``after``; each seq is compared with the one before the cut. Told are the times until
+50 %, 99 % and 100 % have joined again; whether anything was lost or doubled; how ``/readyz`` of the worker that
+stayed answered meanwhile, on a connection of its own; and the delays of the members who were not cut off.
 
 At the end each room is spoken in once more, so that a lost end would be a hole, and all members of a room must
 have got the same last seq. A message whose sender was cut off before it was stored counts as not stored: a real
