@@ -10,6 +10,8 @@ CASES ?=
 FAULTS ?=
 # How long the fuzzer searches.
 SECONDS ?= 60
+# Members of `make million`, at most.
+MEMBERS ?= 1000000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +23,7 @@ PACKAGE := setup.py pyproject.toml MANIFEST.in $(wildcard tornadochat/*.py torna
 	tornadochat/*.pyi tornadochat/*.json tornadochat/scripts/*.lua)
 CLIENT := $(shell find webapp/src webapp/public -type f 2>/dev/null) $(wildcard webapp/*.json webapp/*.ts webapp/*.html)
 
-.PHONY: run test checks lint types webapp matrix conformance faults fuzz bench clean
+.PHONY: run test checks lint types webapp matrix conformance faults fuzz bench million storm growth clean
 
 # Make everything ready and start the chat on an embedded store.
 run: $(STAMPS)/installed
@@ -80,6 +82,18 @@ matrix: $(STAMPS)/tools
 bench: $(STAMPS)/tools
 	$(BIN)/python -m bench.fanout
 	$(BIN)/python -m bench.idle
+
+# As many members as this machine holds; results are in bench/results.
+million: $(STAMPS)/tools
+	$(BIN)/python -m bench.million --members $(MEMBERS)
+
+# Workers are killed, everybody comes back.
+storm: $(STAMPS)/tools
+	$(BIN)/python -m bench.storm
+
+# What grows how fast, and what a million users need.
+growth: $(STAMPS)/tools
+	$(BIN)/python -m bench.growth
 
 clean:
 	rm -rf $(VENV) $(STAMPS) .tox build dist *.egg-info webapp/node_modules tornadochat/static tornadochat/*.so
