@@ -13,6 +13,8 @@ USERS ?= 80000
 STRESS ?=
 # How long the fuzzer searches.
 SECONDS ?= 60
+# Members of `make million`, at most.
+MEMBERS ?= 1000000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +26,7 @@ PACKAGE := setup.py pyproject.toml MANIFEST.in $(wildcard tornadochat/*.py torna
 	tornadochat/*.pyi tornadochat/*.json tornadochat/scripts/*.lua)
 CLIENT := $(shell find webapp/src webapp/public -type f 2>/dev/null) $(wildcard webapp/*.json webapp/*.ts webapp/*.html)
 
-.PHONY: run test checks lint types webapp matrix conformance faults fuzz bench stress clean
+.PHONY: run test checks lint types webapp matrix conformance faults fuzz bench stress million storm growth clean
 
 # Make everything ready and start the chat on an embedded store.
 run: $(STAMPS)/installed
@@ -87,6 +89,18 @@ bench: $(STAMPS)/tools
 # As many Locust users as that at once, everything counted; results in bench/results. Fails when anything was lost.
 stress: $(STAMPS)/tools
 	$(BIN)/python -m bench.stress --users $(USERS) $(STRESS)
+
+# As many members as this machine holds; results are in bench/results.
+million: $(STAMPS)/tools
+	$(BIN)/python -m bench.million --members $(MEMBERS)
+
+# Workers are killed, everybody comes back.
+storm: $(STAMPS)/tools
+	$(BIN)/python -m bench.storm
+
+# What grows how fast, and what a million users need.
+growth: $(STAMPS)/tools
+	$(BIN)/python -m bench.growth
 
 clean:
 	rm -rf $(VENV) $(STAMPS) .tox build dist *.egg-info webapp/node_modules tornadochat/static tornadochat/*.so

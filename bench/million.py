@@ -9,8 +9,8 @@ early, and the number that was reached is told, when little memory is left, when
 its time is over. The exit status is 1 when a connection failed or a delivery was lost or doubled.
 
 Members who say nothing are pinged by the server after ``--ping-seconds`` of silence, 25 by default: for a million
-of them these are 40,000 pings a second, which fill a core or more at both ends together. So a server for that
-many has to be told to wait longer; this run does, with ``PING_SECONDS``.
+of them these are 40,000 pings a second, which fill a core or more at both ends together. So a server for that many
+has to be told to wait longer; this run does, with ``PING_SECONDS``.
 """
 
 from __future__ import annotations

@@ -184,3 +184,27 @@ def _over_time(
     if len(series) > 1:
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, metadata={"Date": None})
+
+
+def draw_lines(
+    path: Path, x_label: str, y_label: str, series: dict[str, list[tuple[float, float, float]]]
+) -> None:
+    """Draw points with the straight line that was laid through each series: x, measured y, the line's y.
+
+    Raises:
+        ImportError: Matplotlib is missing; it comes with the extra ``bench``.
+    """
+    prepare()
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, points in series.items():
+        places, measured, line = zip(*points, strict=True)
+        (drawn,) = axes.plot(places, line, linewidth=1, label=name)
+        axes.plot(places, measured, linestyle="", marker="o", markersize=4, color=drawn.get_color())
+    axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, None), ylim=(0, None))
+    axes.grid(True, which="major", linewidth=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, metadata={"Date": None})

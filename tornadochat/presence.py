@@ -6,21 +6,30 @@ it has changed (at most once a second for each room), and beats for all of them 
 was killed is gone after 15 s with all its people. While nobody comes or goes, nothing is done.
 
 A person whose connection was lost stays for 15 s, so that a reconnect, here or elsewhere, is no leave.
-Up to 200 people a room is told who came and went; above that, how many there are.
+Up to 200 people a room is told who came and went; above that, how many there are. The names of a large room are
+kept by no worker but each one's own; its counts travel with those of all other large rooms, in one message of a
+worker to all others: 1,000 rooms on 50 workers that change once a second are 2,500 pieces of news a second
+otherwise, each of which wakes 50 workers.
+
+Presence yields to messages. What a worker writes, publishes and tells in a second is bounded; when more has
+changed, rooms wait for their turn, and only the last state of each is told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import redis
 import ujson
+from tornado.process import cpu_count
 
 from tornadochat import protocol
 from tornadochat.errors import Unavailable
@@ -33,6 +42,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("tornadochat")
 
 MAX_LISTED = 200  # people of a room whose names are told, and typing passed on
+# A large room lists its people again only below this: at the limit itself each who comes and goes would make every
+# worker tell its names once more.
+LISTED_AGAIN = 160
 GRACE_SECONDS = 15.0  # a lost connection is a leave only after this
 BEAT_SECONDS = 1.0
 # A worker that has not beaten for this long is gone: a second more than the grace, since its last beat may
@@ -45,6 +57,15 @@ TELL_SECONDS = 1.0  # between two presence events, or two typing events, of one 
 RECORD_LIFE_SECONDS = 86400
 RENEW_SECONDS = 6 * 3600
 ACTIVE_LIFE_SECONDS = 60
+RENEW_LOOK_SECONDS = 60.0
+COUNTS_SECONDS = 2.0  # between two messages with the counts of large rooms
+COUNTS_AT_A_TIME = 1000  # rooms of one such message: some 30 KiB
+# Bounds of a worker that has a core to itself; workers that share cores share these as well. A send costs some
+# 10 us, a record some 100 us where it is written and 10 us wherever it is read: together a fifth of a core.
+TELLS_PER_SECOND = 5000  # members told
+WRITES_PER_SECOND = 1000  # records put into the store
+NEWS_PER_SECOND = 5000  # records with names that come from all workers together
+WRITES_AT_A_TIME = 64  # records of one round trip
 
 
 class Here:
@@ -53,44 +74,101 @@ class Here:
     __slots__ = (
         "changes",
         "extra",
+        "large",
         "loaded",
+        "names",
         "others",
-        "people",
+        "others_total",
+        "stale",
         "told",
         "told_people",
         "typed_at",
         "typing",
         "users",
         "written",
+        "_people",
     )
 
     def __init__(self) -> None:
         self.users: dict[str, User] = {}  # ours, with those whose connection was lost a moment ago
         self.extra: dict[str, int] = {}  # further connections of the same user
-        self.others: dict[str, tuple[int, dict[str, User] | None]] = {}  # by worker: count, and who
+        self.others: dict[str, int] = {}  # people of each other worker
+        self.others_total = 0
+        self.names: dict[str, dict[str, User]] = {}  # who they are; of no worker once the room is large
+        self.large = False
         self.changes: dict[str, User | None] = {}  # ours, not yet in the store; None is gone
         self.told: dict[str, User] = {}  # whom the members here have been told of
         self.told_people = 0
-        self.people = 0
         self.loaded = False
         self.written = 0.0
         self.typing: dict[str, User] = {}
         self.typed_at = 0.0
+        self.stale = False  # whether people came or went since they were counted
+        self._people = 0
 
-    def count(self) -> int:
+    @property
+    def named(self) -> bool:
+        """Whether everybody is known by name."""
+        return not self.large and len(self.names) == len(self.others)
+
+    @property
+    def people(self) -> int:
         """Distinct people where all are known by name, else the sum over the workers."""
-        total = len(self.users) + sum(count for count, _users in self.others.values())
-        if total > MAX_LISTED or any(users is None for _count, users in self.others.values()):
-            return total
-        return len(self.union())
+        if self.stale:
+            self.stale = False
+            total = len(self.users) + self.others_total
+            self._people = len(self.union()) if self.names and self.named else total
+        return self._people
+
+    def recount(self) -> None:
+        """Somebody came or went: the room may turn large, so that its names are let go, or small."""
+        self.stale = True
+        total = len(self.users) + self.others_total
+        if total > MAX_LISTED:
+            self.large = True
+            self.names.clear()
+            self.told = {}
+        elif total <= LISTED_AGAIN:
+            self.large = False
+
+    def set_other(self, worker: str, count: int, users: dict[str, User] | None) -> None:
+        """Take in how many people another worker has, and who they are where that was said."""
+        self.others_total += count - self.others.pop(worker, 0)
+        if count:
+            self.others[worker] = count
+        if not count or self.large or (users is None and len(self.names.get(worker, ())) != count):
+            self.names.pop(worker, None)
+        elif users is not None:
+            self.names[worker] = users
+        self.recount()
 
     def union(self) -> dict[str, User]:
         """Everybody that is known by name."""
         found: dict[str, User] = {}
-        for _count, users in self.others.values():
-            found.update(users or {})
+        for users in self.names.values():
+            found.update(users)
         found.update(self.users)
         return found
+
+
+class Allowance:
+    """So much a second; what is above it is paid back before anything else.
+
+    Args:
+        rate: A second, above 0.
+    """
+
+    __slots__ = ("_at", "left", "rate")
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.left = rate
+        self._at = 0.0
+
+    def refill(self, now: float) -> None:
+        """Time has passed; at most a second's worth is kept."""
+        self.left = min(self.rate, self.left + (now - self._at) * self.rate) if self._at else self.rate
+        self._at = now
 
 
 class Presence:
@@ -116,6 +194,13 @@ class Presence:
         self._lost: deque[tuple[float, str, str]] = deque()  # deadline, room, user; oldest first
         self._lost_until: dict[tuple[str, str], float] = {}
         self._alive: set[str] = set()
+        self._peers: set[str] = set()  # other workers that have people in our rooms
+        self._uncounted: dict[str, None] = {}  # rooms whose count the other workers have not been told of
+        share = min(1.0, cpu_count() / (settings.workers or cpu_count()))
+        self._tells = Allowance(TELLS_PER_SECOND * share)
+        self._writes = Allowance(WRITES_PER_SECOND * share)
+        self._news = Allowance(NEWS_PER_SECOND * share)
+        self._counted = self._renewed = time.monotonic()
         self._beaten = self._settled = time.monotonic()
         self._beat = broker.redis.register_script(files("tornadochat").joinpath("scripts", "beat.lua").read_text())
         self._task: asyncio.Task[None] | None = None
@@ -130,7 +215,8 @@ class Presence:
         for room, here in self._rooms.items():
             if here.users:
                 here.changes.update(here.users)
-                self._to_write[room] = None
+                here.written = 0.0
+                self._to_write[room] = self._uncounted[room] = None
 
     async def stop(self) -> None:
         """Beat no more. The records stay: whoever comes back elsewhere within the grace never left."""
@@ -176,14 +262,13 @@ class Presence:
         self._changed(room, here)
 
     def _changed(self, room: str, here: Here) -> None:
-        here.people = here.count()
-        self._to_write[room] = None
-        self._to_tell[room] = None
+        here.recount()
+        self._to_write[room] = self._to_tell[room] = self._uncounted[room] = None
 
     def typing(self, room: str, user: User) -> None:
         """A user writes; passed on at most once a second for each room, never in large rooms."""
         here = self._rooms.get(room)
-        if here is None or here.people > MAX_LISTED:
+        if here is None or here.large:
             return
         here.typing[user.id] = user
         self._to_tell[room] = None
@@ -218,9 +303,10 @@ class Presence:
         here = self._rooms.get(room)
         if here is None:
             return [], 0
-        if here.people <= MAX_LISTED:
+        people = here.people
+        if here.named:
             everybody = here.union()
-            return [everybody[key] for key in sorted(everybody)[offset : offset + limit]], here.people
+            return [everybody[key] for key in sorted(everybody)[offset : offset + limit]], people
         found: list[User] = []
         workers = sorted({self._worker, *here.others})
         try:
@@ -236,7 +322,7 @@ class Presence:
                     break
         except redis.RedisError as error:
             raise Unavailable(str(error)) from None
-        return found, here.people
+        return found, people
 
     async def active_rooms(self, limit: int) -> list[tuple[str, int]]:
         """Rooms with people, the fullest first.
@@ -281,10 +367,9 @@ class Presence:
         here.loaded = True
         for worker, record in records.items():
             if worker not in dead and worker.decode("ascii") != self._worker:
-                self._take(here, record)
-        here.people = here.count()
+                self._take(room, here, record)
         # Whoever was here before us is told by `who`, not by an event.
-        if here.people <= MAX_LISTED:
+        if here.named:
             here.told = {**here.union(), **here.told}
 
     def forget(self, room: str) -> None:
@@ -296,11 +381,28 @@ class Presence:
     def on_peer(self, room: str, payload: bytes) -> None:
         """A record of another worker, published as ``P`` and JSON."""
         here = self._rooms.get(room)
-        if here is not None and self._take(here, payload[1:]):
-            here.people = here.count()
+        if here is not None and self._take(room, here, payload[1:]):
             self._to_tell[room] = None
 
-    def _take(self, here: Here, record: bytes) -> bool:
+    def on_counts(self, worker: str, counts: Mapping[str, int]) -> None:
+        """People of another worker in some of its rooms; see ``_tell_counts``."""
+        if worker == self._worker:
+            return
+        worker = sys.intern(worker)
+        self._peers.add(worker)
+        for room, count in counts.items():
+            here = self._rooms.get(room)
+            if here is not None:
+                self._hear(room, here, worker, count, None)
+                self._to_tell[room] = None
+
+    def _hear(self, room: str, here: Here, worker: str, count: int, users: dict[str, User] | None) -> None:
+        was_large = here.large
+        here.set_other(worker, count, users)
+        if was_large and not here.large and here.users:
+            self._to_write[room] = None  # each worker tells its names again
+
+    def _take(self, room: str, here: Here, record: bytes) -> bool:
         try:
             found = ujson.loads(record)
             worker, count, users = found["w"], int(found["n"]), found["u"]
@@ -310,10 +412,9 @@ class Presence:
             return False
         if worker == self._worker:
             return False
-        if count > 0:
-            here.others[worker] = (count, known)
-        else:
-            here.others.pop(worker, None)
+        worker = sys.intern(worker)  # one object for all its rooms
+        self._peers.add(worker)
+        self._hear(room, here, worker, max(0, count), known)
         return True
 
     # Timers ----------------------------------------------------------------------------------------
@@ -327,75 +428,137 @@ class Presence:
                 here = self._rooms.get(room)
                 if here is not None and user_id in here.users:
                     self._gone(room, here, user_id)
-        to_tell, self._to_tell = self._to_tell, {}
-        for room in to_tell:
-            here = self._rooms.get(room)
-            if here is not None:
-                self._tell_room(room, here, now)
+        self._tell_rooms(now)
+        if now - self._counted >= COUNTS_SECONDS:
+            self._counted = now
+            self._tell_counts()
         if self._to_write and (self._writing is None or self._writing.done()):
             self._writing = asyncio.ensure_future(self._write())
 
-    def _tell_room(self, room: str, here: Here, now: float) -> None:
+    def _tell_rooms(self, now: float) -> None:
+        self._tells.refill(now)
+        for room in tuple(self._to_tell):
+            if self._tells.left <= 0:
+                return
+            del self._to_tell[room]
+            here = self._rooms.get(room)
+            if here is not None and self._tell_room(room, here, now):
+                self._tells.left -= len(here.users)
+
+    def _tell_counts(self) -> None:
+        """Tell the other workers how many people large rooms have here, and those whose names must wait."""
+        counts: dict[str, int] = {}
+        for room in self._uncounted:
+            here = self._rooms.get(room)
+            if here is not None and (here.large or room in self._to_write):
+                counts[room] = len(here.users)
+        self._uncounted = {}
+        rooms = list(counts)
+        for first in range(0, len(rooms), COUNTS_AT_A_TIME):
+            part = {room: counts[room] for room in rooms[first : first + COUNTS_AT_A_TIME]}
+            message = {"kind": "people", "worker": self._worker, "rooms": part}
+            self._broker.publish_control(ujson.dumps(message, ensure_ascii=False).encode("utf-8"))
+
+    def _tell_room(self, room: str, here: Here, now: float) -> bool:
+        """Tell the members here what is new; returns whether there was anything."""
         if here.typing:
             self._tell_typing(room, here, now)
-        people = here.people = here.count()
+        people = here.people
         joined: list[User] = []
         left: list[User] = []
-        if people <= MAX_LISTED:
+        if here.named:
             everybody = here.union()
             joined = [user for key, user in everybody.items() if key not in here.told]
             left = [user for key, user in here.told.items() if key not in everybody]
             here.told = everybody
-        else:
-            here.told = {}
-        if joined or left or people != here.told_people:
-            here.told_people = people
-            self._tell(room, protocol.presence(room, joined, left, people))
+        if not (joined or left or people != here.told_people):
+            return False
+        here.told_people = people
+        self._tell(room, protocol.presence(room, joined, left, people))
+        return True
 
     async def _write(self) -> None:
-        """Put the changed records into the store and tell the other workers; what fails is kept."""
-        rooms = list(self._to_write)
-        for room in rooms:
+        """Put changed records into the store and tell the other workers, as many as may be; what fails is kept."""
+        now = time.monotonic()
+        self._writes.refill(now)
+        self._news.refill(now)
+        while self._writes.left > 0:
+            rooms = self._next_to_write(min(WRITES_AT_A_TIME, math.ceil(self._writes.left)))
+            if not rooms:
+                return
+            self._writes.left -= len(rooms)
+            if not await self._write_rooms(rooms):
+                return
+
+    def _next_to_write(self, limit: int) -> dict[str, Here]:
+        """Rooms whose turn it is; those whose names are published are fewer than the others."""
+        found: dict[str, Here] = {}
+        for room in tuple(self._to_write):
             here = self._rooms.get(room)
             if here is None:
-                self._to_write.pop(room, None)
+                del self._to_write[room]
                 continue
-            changes, here.changes = here.changes, {}
-            try:
-                await self._write_room(room, here, changes)
-            except redis.RedisError as error:
-                here.changes = {**changes, **here.changes}
-                log.debug("presence of %r is written later: %s", room, error)
-                return
-            if not here.changes:
-                self._to_write.pop(room, None)
-                if not here.users and not here.others:
-                    self._rooms.pop(room, None)
+            if not here.large:
+                if self._news.left <= 0:
+                    continue
+                self._news.left -= max(1, len(self._alive))
+            found[room] = here
+            if len(found) == limit:
+                break
+        return found
 
-    async def _write_room(self, room: str, here: Here, changes: dict[str, User | None]) -> None:
+    async def _write_rooms(self, rooms: dict[str, Here]) -> bool:
+        taken: dict[str, dict[str, User | None]] = {}
+        records: dict[str, bytes] = {}
+        async with self._broker.redis.pipeline(transaction=False) as pipe:
+            for room, here in rooms.items():
+                taken[room], here.changes = here.changes, {}
+                records[room] = self._put(pipe, room, here, taken[room])
+                self._to_write.pop(room, None)
+            try:
+                await pipe.execute()
+            except redis.RedisError as error:
+                for room, here in rooms.items():
+                    here.changes = {**taken[room], **here.changes}
+                    self._to_write[room] = None
+                log.debug("presence of %d rooms is written later: %s", len(rooms), error)
+                return False
+        for room, here in rooms.items():
+            if not here.large:
+                self._broker.publish_ephemeral(room, b"P" + records[room])
+                if room not in self._to_write:
+                    self._uncounted.pop(room, None)
+            if not here.users and not here.others and not here.changes:
+                self._rooms.pop(room, None)
+        return True
+
+    def _put(self, pipe: Any, room: str, here: Here, changes: dict[str, User | None]) -> bytes:
+        """Ask for one room's record to be written; returns the record."""
         count = len(here.users)
-        users = [[user.id, user.name] for user in here.users.values()] if count <= MAX_LISTED else None
+        users = None if here.large else [[user.id, user.name] for user in here.users.values()]
         record = ujson.dumps({"w": self._worker, "n": count, "u": users}, ensure_ascii=False).encode("utf-8")
         here_key, who_key = self._here_key(room), self._who_key(room, self._worker)
-        here.written = time.monotonic()
+        now = time.monotonic()
+        renewed = not here.written or now - here.written > RENEW_SECONDS
         came = {f"{user.id}\0{user.name}": 0 for user in changes.values() if user is not None}
         went = [user_id for user_id, user in changes.items() if user is None]
-        async with self._broker.redis.pipeline(transaction=False) as pipe:
-            if count:
-                pipe.hset(here_key, self._worker, record)
-                pipe.expire(here_key, RECORD_LIFE_SECONDS)
-                pipe.zadd(self._active_key(self._worker), {room: count})
-            else:
-                pipe.hdel(here_key, self._worker)
-                pipe.zrem(self._active_key(self._worker), room)
-                pipe.delete(who_key)
-            if came:
-                pipe.zadd(who_key, came)
-                pipe.expire(who_key, RECORD_LIFE_SECONDS)
-            for user_id in went:
-                pipe.zremrangebylex(who_key, f"[{user_id}\0", f"({user_id}\1")
-            await pipe.execute()
-        self._broker.publish_ephemeral(room, b"P" + record)
+        if count:
+            pipe.hset(here_key, self._worker, record)
+            pipe.zadd(self._active_key(self._worker), {room: count})
+        else:
+            pipe.hdel(here_key, self._worker)
+            pipe.zrem(self._active_key(self._worker), room)
+            pipe.delete(who_key)
+            here.written = 0.0  # whoever comes next makes new keys
+        if came:
+            pipe.zadd(who_key, came)
+        for user_id in went:
+            pipe.zremrangebylex(who_key, f"[{user_id}\0", f"({user_id}\1")
+        if count and renewed:
+            here.written = now
+            pipe.expire(here_key, RECORD_LIFE_SECONDS)
+            pipe.expire(who_key, RECORD_LIFE_SECONDS)
+        return record
 
     async def _beat_on(self) -> None:
         while True:
@@ -413,13 +576,22 @@ class Presence:
         if now - self._beaten > SETTLE_SECONDS:
             self._settled = now + SETTLE_SECONDS
         self._beaten = now
+        if now >= self._settled and (gone := self._peers - self._alive):
+            self._peers -= gone
+            self._lose(gone)
+        if now - self._renewed > RENEW_LOOK_SECONDS:
+            self._renewed = now
+            self._renew_old(now)
+
+    def _lose(self, gone: set[str]) -> None:
+        """Workers have ended, and their people with them."""
         for room, here in self._rooms.items():
-            gone = [worker for worker in here.others if worker not in self._alive and now >= self._settled]
-            for worker in gone:
-                del here.others[worker]
-            if gone:
-                here.people = here.count()
+            for worker in gone & here.others.keys():
+                self._hear(room, here, worker, 0, None)
                 self._to_tell[room] = None
+
+    def _renew_old(self, now: float) -> None:
+        for room, here in self._rooms.items():
             if here.users and now - here.written > RENEW_SECONDS:
                 here.changes.update(here.users)
                 self._to_write[room] = None
