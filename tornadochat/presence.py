@@ -61,10 +61,10 @@ RENEW_LOOK_SECONDS = 60.0
 COUNTS_SECONDS = 2.0  # between two messages with the counts of large rooms
 COUNTS_AT_A_TIME = 1000  # rooms of one such message: some 30 KiB
 # Bounds of a worker that has a core to itself; workers that share cores share these as well. A send costs some
-# 10 us, a record some 100 us where it is written and 10 us wherever it is read: together a fifth of a core.
-TELLS_PER_SECOND = 5000  # members told
+# 10 us, a record some 100 us where it is written and 40 us wherever it is read: together a fifth of a core.
+TELLS_PER_SECOND = 2000  # members told
 WRITES_PER_SECOND = 1000  # records put into the store
-NEWS_PER_SECOND = 5000  # records with names that come from all workers together
+NEWS_PER_SECOND = 2000  # records with names that come from all workers together
 WRITES_AT_A_TIME = 64  # records of one round trip
 
 
