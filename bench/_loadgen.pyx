@@ -300,9 +300,12 @@ cdef class Swarm:
         while self.pauses and self.pauses[0][0] <= now:
             index = heapq.heappop(self.pauses)[1]
             peer = &self.peers[<uint32_t>index]
-            self.retries += 1
-            if not self.open(index, peer):
-                self.pause(index, peer)
+            if peer.state == JOINING:
+                self.say_next(peer)
+            elif peer.state == PAUSING:
+                self.retries += 1
+                if not self.open(index, peer):
+                    self.pause(index, peer)
 
     cdef void handle(self, uint32_t index, uint32_t events):
         cdef peer_t *peer = &self.peers[index]
@@ -492,6 +495,12 @@ cdef class Swarm:
             self.enter(peer, payload)
         elif self.resumes and payload.startswith(b'{"type":"welcome"'):
             self.sessions[peer - self.peers] = field(payload, b'"session":"', b'"')
+        elif peer.state == JOINING and b'"code":"unavailable"' in payload:
+            # The room cannot be read just now; a client asks again when it is told to.
+            self.last_error = payload[:300]
+            self.retries += 1
+            wait = int(field(payload, b'"retry_after_ms":', b"}") or b"1000")
+            heapq.heappush(self.pauses, (now_us() + wait * 1000, peer - self.peers))
         elif payload.startswith(b'{"type":"error"'):
             self.errors += 1
             self.last_error = payload[:300]

@@ -41,8 +41,9 @@ PING_SECONDS, PONG_SECONDS = 600, 60
 GENERATOR_FILES = 200
 # What the kernel spreads over so many workers is uneven; five times the deviation of a fair draw is never met.
 DEVIATIONS = 5
-# Connections under way at a time; one worker's backlog would hold them all.
-CONNECTS_UNDER_WAY = 1000
+# Connections under way at a time. One worker's backlog would hold them all; with several thousand a room takes
+# longer to open than a worker waits for it.
+CONNECTS_UNDER_WAY = 500
 # What a member takes of this machine when idle, with both ends of its connection: the worker, the generator,
 # and sockets, files and epoll entries in the kernel.
 MEMBER_BYTES, GENERATOR_BYTES, KERNEL_BYTES = 1400, 600, 8600
@@ -218,6 +219,7 @@ class Run:
             "ramp, s": report.connect_seconds,
             "joins a second": report.joined / max(1e-9, report.connect_seconds),
             "p99 of joining, ms": report.join_p99_ms,
+            "joins asked for again": report.retries,
             "stopped by": why_stopped(report, planned, self.options.floor_mib),
         }
         self.good = report.joined == planned and not report.failed
@@ -314,16 +316,23 @@ def main(arguments: list[str] | None = None) -> int:
         told = (*server_options(options), f"--max-connections={files - RESERVED_FILES}")
         start_seconds = 20 + START_SECONDS_A_WORKER * size.workers
         server = stack.enter_context(
-            running_server(data_dir, *told, workers=size.workers, start_seconds=start_seconds)
+            running_server(
+                data_dir,
+                *told,
+                workers=size.workers,
+                start_seconds=start_seconds,
+                stop_seconds=start_seconds,
+            )
         )
         plan.port = server.port
         load = stack.enter_context(Load(plan))
         with Monitor(folder, lambda: groups_of(server, load.pids)) as seen:
             run = Run(options, size, server, load, seen)
             run.do()
-    run.facts["server's options"] = " ".join(told)
-    print(monitor.write_results(folder, f"{run.facts['joined']:,} members", run.facts, seen))
-    print(f"written to {os.path.relpath(folder)}")
+        run.facts["server's options"] = " ".join(told)
+        # Before the end of so many processes, which takes its time.
+        print(monitor.write_results(folder, f"{run.facts['joined']:,} members", run.facts, seen))
+        print(f"written to {os.path.relpath(folder)}", flush=True)
     return 0 if run.good else 1
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from websockets.sync.server import ServerConnection
+from websockets.sync.server import serve as websockets_serve
 
-from bench import growth, load, million, storm
+from bench import growth, load, million, native, storm
+from bench.dialects import DIALECTS
 from bench.load import Load, Plan, sources_for
 from bench.processes import running_server
+from tests.support import SLOWNESS
 
 pytest.importorskip("matplotlib", reason="Matplotlib comes with the extra bench")
 
@@ -138,3 +144,27 @@ def test_costs_and_the_plan_follow_from_the_lines() -> None:
     assert led.shards == 1 and drawn.store_cores > led.store_cores
     text = growth.plan_text(costs, 20_000)
     assert "833,333 deliveries a second" in text and "1. " in text and "(50 by files)" in text
+
+
+def test_a_room_that_cannot_be_read_just_now_is_asked_for_again() -> None:
+    """The load generator joins as a client does: when it is told to."""
+    refusal = '{"type":"error","code":"unavailable","message":"-","room":"load-0","retry_after_ms":50}'
+    joined = '{"type":"joined","room":"load-0","epoch":"e","seq":4,"truncated":false,"missing":0,"people":1}'
+    asked: list[str] = []
+
+    def serve(connection: ServerConnection) -> None:
+        for text in connection:
+            asked.append(str(text))
+            connection.send(refusal if len(asked) == 1 else joined)
+
+    with websockets_serve(serve, "127.0.0.1", 0, compression=None) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        swarm = native.load("_loadgen").Swarm(*server.socket.getsockname(), DIALECTS["tornadochat"], ["load-0"], 1)
+        swarm.connect(0, True)
+        deadline = time.monotonic() + 10 * SLOWNESS
+        while not swarm.joined and time.monotonic() < deadline:
+            swarm.run(0.02)
+        assert (swarm.joined, swarm.retries, swarm.errors, swarm.failed) == (1, 1, 0, 0)
+        assert len(asked) == 2 and asked[0] == asked[1] and swarm.heads() == [(0, 4)]
+        del swarm
+        server.shutdown()
