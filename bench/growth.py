@@ -36,6 +36,8 @@ BEGIN, END = "<!-- growth: begin -->", "<!-- growth: end -->"
 # Presence of those who joined is told and written by then.
 SETTLE_SECONDS = 3.0
 WARM_SECONDS = 1.0
+# The last deliveries are in by then.
+LAST_SECONDS = 0.5
 # The plan: rooms of this size, one message of each user in a minute.
 PLANNED_USERS, PLANNED_ROOM_SIZE, PLANNED_MESSAGES_A_MINUTE = 1_000_000, 50, 1.0
 # No core is planned to be fuller than this: bursts, and a machine that fails, need the rest.
@@ -187,8 +189,10 @@ def _loaded(server: Server, load: Load, store: redis.Redis, shape: Shape, second
     workers, store_pid = server.workers, server.store
     assert store_pid is not None
     before, store_before, commands = cpu_seconds(workers), cpu_seconds([store_pid]), _commands(store)
-    report = load.send(seconds, shape.rate, drain_seconds=0.5)
-    took = seconds + 0.5
+    load.begin_count()
+    load.run(seconds, shape.rate)
+    report = load.run(LAST_SECONDS, 0.0)
+    took = seconds + LAST_SECONDS
     return Point(
         x=shape.x,
         users=shape.rooms * shape.members,

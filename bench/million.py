@@ -246,7 +246,9 @@ class Run:
 
     def _talk(self, joined: Report) -> None:
         self.seen.mark("messages")
-        report = self.load.send(self.options.seconds, self.options.rate, LAST_SECONDS)
+        self.load.begin_count()
+        self.load.run(self.options.seconds, self.options.rate)
+        report = self.load.run(LAST_SECONDS, 0.0)
         self.facts |= {
             "messages": report.sent,
             "deliveries expected": report.expected,
