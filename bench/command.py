@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 from bench.receive import EPOCH, Bench, ignore
@@ -23,6 +24,7 @@ from tornadochat.publisher import Publisher, RoomKeys
 from tornadochat.redis_link import Link, ServerInfo
 from tornadochat.settings import Settings
 from tornadochat.store_address import parse_address
+from tornadochat.store_links import Links
 
 
 class Socket:
@@ -59,9 +61,9 @@ class Talk:
         self.link.info = ServerInfo("0123456789abcdef" * 2 + "01234567", "7.0.0", "noeviction", True)
         keys = [b"tornadochat:{%032x}:%b" % (0, name) for name in (b"meta", b"log", b"ids0", b"ids1", b"ch")]
         self.publisher = Publisher(
-            settings, parse_address("redis://127.0.0.1"), lambda room: RoomKeys(*keys), ignore
+            settings, partial(Links, parse_address("redis://127.0.0.1")), lambda room: RoomKeys(*keys), ignore
         )
-        self.publisher._link, self.publisher.ready = self.link, True
+        self.publisher.links._set(self.link)
         self.rules = rules = Rules(
             room=self.bench.hub.room,
             find_room=self.bench.hub.rooms.get,

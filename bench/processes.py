@@ -166,6 +166,8 @@ def running_server(
     workers: int = 2,
     port: int = 0,
     scheme: str = "http",
+    host: str = "127.0.0.1",
+    wrapper: Sequence[str] = (),
     start_seconds: float = START_SECONDS,
     stop_seconds: float = STOP_SECONDS,
     tied: bool = False,
@@ -173,6 +175,15 @@ def running_server(
     """Start the server on loopback, wait until every worker is ready, stop it at the end.
 
     Args:
+        data_dir: Folder of its log and store.
+        options: Of its command line.
+        workers: How many.
+        port: 0 for a free one.
+        scheme: ``http`` or ``https``.
+        host: Address to listen on.
+        wrapper: Command that becomes the server, such as ``ip netns exec NAME``.
+        start_seconds: Until it is ready, at most.
+        stop_seconds: Until it has ended, at most.
         tied: It ends when this thread does, even by SIGKILL, before the context is left.
 
     Raises:
@@ -185,7 +196,8 @@ def running_server(
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "tornadochat", f"--port={port}", f"--workers={workers}"),
+                *(*wrapper, sys.executable, "-m", "tornadochat", f"--host={host}", f"--port={port}"),
+                f"--workers={workers}",
                 *(f"--data-dir={data_dir}", *options),
             ],
             stdout=log,
@@ -194,7 +206,7 @@ def running_server(
             preexec_fn=(lambda: end_with_parent(parent, signal.SIGTERM)) if tied else None,
         )
     try:
-        _wait_ready(process, f"{scheme}://127.0.0.1:{port}/readyz", log_path, start_seconds)
+        _wait_ready(process, f"{scheme}://{host}:{port}/readyz", log_path, start_seconds)
         yield Server(process, port)
     finally:
         if process.poll() is None:

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 from tornadochat import settings
@@ -19,6 +20,7 @@ from tornadochat.hub import Hub
 from tornadochat.redis_link import Link
 from tornadochat.room import Page, Room
 from tornadochat.store_address import parse_address
+from tornadochat.store_links import Links
 from tornadochat.stream_transport import StreamTransport
 from tornadochat.subscriber import Subscriber
 from tornadochat.worker import transport_limits
@@ -56,7 +58,12 @@ class Bench:
             on_presence=ignore,
         )
         self.subscriber = Subscriber(
-            address, b"control", on_published=self.hub.on_published, on_control=ignore, on_change=ignore
+            partial(Links, address),
+            b"control",
+            on_published=self.hub.on_published,
+            on_control=ignore,
+            on_change=ignore,
+            on_moved=ignore,
         )
         self.link = Link(address, ignore, self.subscriber._on_push)
         self.rooms = [self.hub.room(f"{number:032x}") for number in range(rooms)]

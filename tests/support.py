@@ -30,13 +30,13 @@ def new_id() -> str:
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for localhost that signs itself, and its key, for two days."""
+    """A certificate for localhost and 127.0.0.1 that signs itself, and its key, for two days."""
     certificate, key = folder / "cert.pem", folder / "key.pem"
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
             *("-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost"),
+            *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
         ],
         check=True,
         capture_output=True,
@@ -48,7 +48,14 @@ class Person:
     """One connection; every event is kept, in order."""
 
     def __init__(
-        self, port: int, name: str = "Ada", *, token: str = "", tls: bool = False, path: str = ""
+        self,
+        port: int,
+        name: str = "Ada",
+        *,
+        token: str = "",
+        tls: bool = False,
+        path: str = "",
+        host: str = "127.0.0.1",
     ) -> None:
         query = f"token={quote(token)}" if token else f"name={quote(name)}"
         context = None
@@ -57,7 +64,7 @@ class Person:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         # Entered by hand: a person's connection lives as long as its test wants.
         self.socket: ClientConnection = connect(
-            f"{'wss' if tls else 'ws'}://127.0.0.1:{port}{path or '/ws?' + query}",
+            f"{'wss' if tls else 'ws'}://{host}:{port}{path or '/ws?' + query}",
             ssl=context,
             max_size=None,
             compression=None,

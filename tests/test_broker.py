@@ -41,8 +41,9 @@ class Bench:
             self.settings,
             url,
             on_published=self.published.extend,
-            on_status=self.status.append,
+            on_status=lambda up, concerns: self.status.append(up),
             on_control=self.control.append,
+            on_moved=lambda channels: None,
         )
 
     async def up(self) -> None:
@@ -281,7 +282,7 @@ def test_two_thousand_rooms_are_subscribed_in_batches(store_url: str) -> None:
         rooms = [f"room {number}" for number in range(2000)]
         await asyncio.gather(*(bench.broker.subscribe(room) for room in rooms))
         heads = await bench.broker.heads(rooms[:600])
-        assert len({head.epoch for head in heads}) == 600
+        assert len({head.epoch for head in heads if head}) == 600
 
     run(store_url, work)
 

@@ -131,6 +131,8 @@ class Workers:
             channel_of=lambda room: f"{room}:ch".encode(),
             publish_ephemeral=self.publish,
             publish_control=self.control,
+            hears_control=True,
+            state="up",
         )
 
     def publish(self, room: str, payload: bytes) -> None:

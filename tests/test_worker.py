@@ -40,7 +40,7 @@ def test_the_secret_is_put_back_however_often_the_store_fails(
         [secret] = one.authenticator.secrets
         await one.broker.redis.delete("worker-secret:secret", "worker-secret:secrets")
         monkeypatch.setattr(identity, "load_secrets", sometimes)
-        one._on_status(True)
+        one._on_status(True, lambda room: True)
         async with asyncio.timeout(5 * SLOWNESS):
             while await one.broker.redis.get("worker-secret:secret") is None:
                 await asyncio.sleep(0.01)

@@ -267,7 +267,7 @@ class Health(Handler):
         self.answer(
             {
                 "status": "ok",
-                "store": "up" if services.broker.available else "down",
+                "store": services.broker.state,
                 "draining": services.draining,
                 "worker": services.slot,
             }
@@ -285,7 +285,7 @@ class Ready(Handler):
         ready = services.ready()
         if not ready:
             self.set_header("Retry-After", "2")
-        store = "up" if services.broker.available else "down"
+        store = services.broker.state
         self.answer({"ready": ready, "store": store, "draining": services.draining}, status=200 if ready else 503)
 
 
@@ -455,7 +455,7 @@ class Members(Handler):
         self._tell(order)
 
     def _tell(self, order: dict[str, Any]) -> None:
-        if not self.services.broker.available:
+        if not self.services.broker.hears_control:
             raise HandshakeError(503, "The store cannot be reached; try again.", {"Retry-After": "2"})
         self.services.broker.publish_control(ujson.dumps(order, ensure_ascii=False).encode("utf-8"))
         self.set_status(204)

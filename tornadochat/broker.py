@@ -1,7 +1,8 @@
 """The room log: everything that a worker asks of Redis or Valkey for its rooms.
 
 ``publisher`` stores and publishes, ``subscriber`` listens, this module reads the log and ties both to
-one address. Which connection serves a room is decided here alone.
+one address. Which connections serve a room is decided by its slot (``store_links``); a single server is a
+cluster of one slot.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tornadochat.errors import Unavailable
 from tornadochat.publisher import READ, Outcome, Publisher, RoomKeys
+from tornadochat.slot_map import SlotMap
 from tornadochat.store_address import make_client, parse_address
+from tornadochat.store_links import ClusterLinks, Links
 from tornadochat.subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ log = logging.getLogger("tornadochat")
 REMEMBERED_KEYS = 65_536
 # Connections of redis-py for what is not hot (sessions, presence, the HTTP API).
 SLOW_CONNECTIONS = 16
+
+
+Concerns = Callable[[str], bool]
 
 
 class Head(NamedTuple):
@@ -63,8 +69,14 @@ class Broker:
         url: Address of the store.
         on_published: Takes ``(channel, payload)`` of everything that one read brought for rooms.
         on_status: Called with False when the store is gone, with True when it is there and every
-            subscription holds: what was published in between is in the rooms' logs alone.
+            subscription holds: what was published in between is in the rooms' logs alone. The second
+            argument tells of a room's name whether it is concerned: a cluster may be gone in part.
         on_control: Takes one payload of the control channel.
+        on_moved: Called with the channels of rooms that have moved to another server of a cluster. What was
+            published meanwhile is in their logs alone.
+
+    Attributes:
+        available: Whether any room can be served.
     """
 
     def __init__(
@@ -73,8 +85,9 @@ class Broker:
         url: str,
         *,
         on_published: Callable[[list[tuple[bytes, bytes]]], None],
-        on_status: Callable[[bool], None],
+        on_status: Callable[[bool, Concerns], None],
         on_control: Callable[[bytes], None],
+        on_moved: Callable[[list[bytes]], None],
     ) -> None:
         self.available = False
         self._closing = False
@@ -86,14 +99,20 @@ class Broker:
         self._control = f"{prefix}:control".encode()
         self._prefix = prefix
         self.keys_of = functools.lru_cache(REMEMBERED_KEYS)(self._keys_of)
-        self._publisher = Publisher(settings, address, self.keys_of, self._changed)
+        connect: Callable[..., Links] = functools.partial(Links, address)
+        if address.cluster:
+            connect = functools.partial(ClusterLinks, SlotMap(address), address)
+        self._publisher = Publisher(settings, connect, self.keys_of, self._changed, address.cluster)
         self._subscriber = Subscriber(
-            address,
+            connect,
             self._control,
             on_published=on_published,
             on_control=on_control,
             on_change=self._changed,
+            on_moved=on_moved,
+            sharded=address.cluster,
         )
+        self._served = [False] * len(self._publisher.links.routes)  # by slot
 
     async def start(self) -> None:
         """Connect in the background; ``available`` and ``on_status`` tell when the store is there."""
@@ -108,17 +127,48 @@ class Broker:
         await self.redis.aclose()
 
     def _changed(self) -> None:
-        available = self._publisher.ready and self._subscriber.ready
-        if self._closing:
-            self.available = available  # our own doing is no news
-        elif available != self.available:
-            self.available = available
-            log.log(
-                logging.INFO if available else logging.WARNING,
-                "the store is %s",
-                "there" if available else "away; members stay, messages wait",
-            )
-            self._on_status(available)
+        before = self._served
+        routes, heard = self._publisher.links.routes, self._subscriber.serving()
+        served = self._served = [link is not None and hears for link, hears in zip(routes, heard, strict=True)]
+        self.available = True in served
+        if served == before or self._closing:  # our own doing is no news
+            return
+        changes = [
+            (slot, now) for slot, (was, now) in enumerate(zip(before, served, strict=True)) if was is not now
+        ]
+        for up in (False, True):
+            slots = frozenset(slot for slot, now in changes if now is up)
+            if slots:
+                self._tell_status(up, slots)
+
+    def _tell_status(self, up: bool, slots: frozenset[int]) -> None:
+        whole = len(slots) == len(self._served)
+        log.log(
+            logging.INFO if up else logging.WARNING,
+            "%s is %s",
+            "the store" if whole else f"the part of the store with {len(slots)} of {len(self._served)} slots",
+            "there" if up else "away; members stay, messages wait",
+        )
+        # Large rooms' counts travel on the control channel: all rooms may have missed something of it.
+        control = self._publisher.links.slot_of(self._control) in slots
+        self._on_status(up, lambda room: control or self._slot_of(room) in slots)
+
+    def _slot_of(self, room: str) -> int:
+        return self._publisher.links.slot_of(self.keys_of(room).meta)
+
+    def serves(self, room: str) -> bool:
+        """Whether a room can be read and written just now, as far as is known."""
+        return self._served[self._slot_of(room)]
+
+    @property
+    def state(self) -> str:
+        """``up``, ``down``, or ``partly`` where some masters of a cluster are away."""
+        return "up" if False not in self._served else "partly" if self.available else "down"
+
+    @property
+    def hears_control(self) -> bool:
+        """Whether ``publish_control`` reaches anybody just now."""
+        return self._served[self._publisher.links.slot_of(self._control)]
 
     # Names -----------------------------------------------------------------------------------------
 
@@ -212,8 +262,15 @@ class Broker:
         Raises:
             Unavailable: No answer within ``publish_seconds``.
         """
-        reply = await self._publisher.ask(*self._read_command(room, start_seq, limit))
-        return _page(reply)
+        keys = self.keys_of(room)
+
+        def command(run_id: str) -> tuple[Any, ...]:
+            return (
+                *("EVALSHA", READ.digest, 2, keys.meta, keys.log),
+                *(run_id, next(self._publisher.epochs), self.settings.history_ttl_seconds, start_seq, limit),
+            )
+
+        return _page(await self._publisher.ask(self._publisher.links.slot_of(keys.meta), command))
 
     async def read_head(self, room: str) -> Head:
         """Where a room's log is; an unwritten room gets its epoch.
@@ -224,28 +281,17 @@ class Broker:
         page = await self.read_log(room, 0, 0)
         return Head(page.epoch, page.head_seq, page.ends)
 
-    async def heads(self, rooms: Sequence[str]) -> list[Head]:
+    async def heads(self, rooms: Sequence[str]) -> list[Head | None]:
         """Heads of many rooms in one round trip; renews the life of their logs.
 
-        Raises:
-            Unavailable: No answer within ``publish_seconds``.
+        Returns:
+            In the order of the rooms; None for what the store did not tell within ``publish_seconds``.
         """
-        commands = [self._read_command(room, 0, 0) for room in rooms]
-        replies = await asyncio.gather(*(self._publisher.ask(*command) for command in commands))
-        return [Head(page.epoch, page.head_seq, page.ends) for page in map(_page, replies)]
-
-    def _read_command(self, room: str, start_seq: int, limit: int) -> tuple[Any, ...]:
-        keys = self.keys_of(room)
-        return (
-            *("EVALSHA", READ.digest, 2, keys.meta, keys.log),
-            *(
-                self._publisher.run_id,
-                next(self._publisher.epochs),
-                self.settings.history_ttl_seconds,
-                start_seq,
-                limit,
-            ),
-        )
+        found = await asyncio.gather(*map(self.read_head, rooms), return_exceptions=True)
+        for problem in found:
+            if isinstance(problem, BaseException) and not isinstance(problem, Unavailable):
+                raise problem
+        return [head if isinstance(head, Head) else None for head in found]
 
 
 def _page(reply: Any) -> LogPage:

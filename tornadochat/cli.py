@@ -24,7 +24,10 @@ from tornadochat.settings import OPTION_FIELDS, Settings, flag_of
 
 ENV_PREFIX = "TORNADOCHAT_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
-SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
+SCHEMES = (
+    *("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://"),
+    *("redis+cluster://", "rediss+cluster://"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -106,6 +106,10 @@ class Hub:
             self._share_ring_bytes()
         return room
 
+    def names_of(self, channels: Iterable[bytes]) -> list[str]:
+        """The rooms that are here of these channels."""
+        return [room.name for room in map(self._by_channel.get, channels) if room is not None]
+
     def ring_bytes(self) -> int:
         """What one room may keep of its recent events, so that all together stay within bounds."""
         return self._ring_bytes

@@ -190,6 +190,7 @@ class Presence:
         self._tell = tell
         self._rooms: dict[str, Here] = {}
         self._to_write: dict[str, None] = {}  # rooms whose own people changed
+        self._active: dict[str, int] = {}  # people of rooms whose count is not in the list of active rooms yet
         self._to_tell: dict[str, None] = {}  # rooms whose members may have to be told
         self._lost: deque[tuple[float, str, str]] = deque()  # deadline, room, user; oldest first
         self._lost_until: dict[tuple[str, str], float] = {}
@@ -210,10 +211,10 @@ class Presence:
         """Begin to beat."""
         self._task = asyncio.ensure_future(self._beat_on())
 
-    def renew(self) -> None:
-        """The store is back, perhaps without our records: write all of them again."""
+    def renew(self, concerns: Callable[[str], bool]) -> None:
+        """The store of some rooms is back, perhaps without our records: write those again."""
         for room, here in self._rooms.items():
-            if here.users:
+            if here.users and concerns(room):
                 here.changes.update(here.users)
                 here.written = 0.0
                 self._to_write[room] = self._uncounted[room] = None
@@ -432,7 +433,7 @@ class Presence:
         if now - self._counted >= COUNTS_SECONDS:
             self._counted = now
             self._tell_counts()
-        if self._to_write and (self._writing is None or self._writing.done()):
+        if (self._to_write or self._active) and (self._writing is None or self._writing.done()):
             self._writing = asyncio.ensure_future(self._write())
 
     def _tell_rooms(self, now: float) -> None:
@@ -447,6 +448,8 @@ class Presence:
 
     def _tell_counts(self) -> None:
         """Tell the other workers how many people large rooms have here, and those whose names must wait."""
+        if not self._broker.hears_control:
+            return
         counts: dict[str, int] = {}
         for room in self._uncounted:
             here = self._rooms.get(room)
@@ -479,6 +482,10 @@ class Presence:
 
     async def _write(self) -> None:
         """Put changed records into the store and tell the other workers, as many as may be; what fails is kept."""
+        await self._write_changed()
+        await self._write_active()
+
+    async def _write_changed(self) -> None:
         now = time.monotonic()
         self._writes.refill(now)
         self._news.refill(now)
@@ -490,14 +497,36 @@ class Presence:
             if not await self._write_rooms(rooms):
                 return
 
+    async def _write_active(self) -> None:
+        """How many people the changed rooms have here: one key, which a cluster may miss."""
+        active, self._active = self._active, {}
+        if not active:
+            return
+        full = {room: count for room, count in active.items() if count}
+        empty = [room for room, count in active.items() if not count]
+        key = self._active_key(self._worker)
+        try:
+            async with self._broker.redis.pipeline(transaction=False) as pipe:
+                if full:
+                    pipe.zadd(key, full)
+                if empty:
+                    pipe.zrem(key, *empty)
+                await pipe.execute()
+        except redis.RedisError as error:
+            self._active = {**active, **self._active}
+            log.debug("the list of active rooms is written later: %s", error)
+
     def _next_to_write(self, limit: int) -> dict[str, Here]:
         """Rooms whose turn it is; those whose names are published are fewer than the others."""
         found: dict[str, Here] = {}
+        partly = self._broker.state == "partly"
         for room in tuple(self._to_write):
             here = self._rooms.get(room)
             if here is None:
                 del self._to_write[room]
                 continue
+            if partly and not self._broker.serves(room):
+                continue  # the others must not wait for it
             if not here.large:
                 if self._news.left <= 0:
                     continue
@@ -524,6 +553,7 @@ class Presence:
                 log.debug("presence of %d rooms is written later: %s", len(rooms), error)
                 return False
         for room, here in rooms.items():
+            self._active[room] = len(here.users)
             if not here.large:
                 self._broker.publish_ephemeral(room, b"P" + records[room])
                 if room not in self._to_write:
@@ -544,10 +574,8 @@ class Presence:
         went = [user_id for user_id, user in changes.items() if user is None]
         if count:
             pipe.hset(here_key, self._worker, record)
-            pipe.zadd(self._active_key(self._worker), {room: count})
         else:
             pipe.hdel(here_key, self._worker)
-            pipe.zrem(self._active_key(self._worker), room)
             pipe.delete(who_key)
             here.written = 0.0  # whoever comes next makes new keys
         if came:

@@ -1,9 +1,9 @@
 """The writing side of the broker: each room's messages in batches, one script for each batch.
 
 Fifth step of the walk. While a batch of a room is in flight, further messages of that room wait and
-go as the next one; no timer is involved. Batches of different rooms are pipelined on one connection.
-A batch whose reply was lost is sent again, the identical one, before any later batch of its room: the
-script knows what it stored.
+go as the next one; no timer is involved. Batches of different rooms are pipelined on one connection, in a
+cluster on one to each master. A batch whose reply was lost, or whose room is elsewhere by now, is sent again,
+the identical one, before any later batch of its room: the script knows what it stored.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import random
 import secrets
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -23,12 +24,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import hiredis
 
 from tornadochat.errors import Unavailable
-from tornadochat.redis_link import Link, stay_connected
+from tornadochat.store_links import PASSING
 from tornadochat.worker_loop import at_end_of_turn
 
 if TYPE_CHECKING:
+    from tornadochat.redis_link import Link
     from tornadochat.settings import Settings
-    from tornadochat.store_address import Address
+    from tornadochat.store_links import Links
 
 log = logging.getLogger("tornadochat")
 
@@ -37,8 +39,9 @@ BATCH_MESSAGES = 128
 BATCH_BYTES = 256 * 1024
 # Messages older than ``publish_seconds`` are looked for this often.
 SWEEP_SECONDS = 0.25
-# Pause before a batch is sent again that the store answered with an error (loading, no memory, ...).
-ERROR_RETRY_SECONDS = 0.1
+# Pause before a batch is sent again that the store answered with an error (loading, no memory, a slot on its
+# way, ...), and before one follows its room to another server; drawn from half to one and a half of it.
+ERROR_RETRY_SECONDS, MOVED_RETRY_SECONDS = 0.1, 0.03
 # Typing and presence in flight; beyond it they are dropped, since the next ones are absolute again.
 MAX_EPHEMERAL = 2000
 # 40 bits are eight characters in base 32. One is sent with each batch and mostly not used, so many are
@@ -82,13 +85,23 @@ class Waiting(NamedTuple):
     deadline: float
 
 
+class Find(NamedTuple):
+    """One message that is looked for."""
+
+    who: str
+    fingerprint: str
+    reply: Callable[[Outcome], None]
+
+
 class RoomQueue:
     """The messages of one room that wait or are in flight."""
 
-    __slots__ = ("batch", "fresh_epoch", "keys", "scheduled", "waiting")
+    __slots__ = ("batch", "fresh_epoch", "keys", "link", "scheduled", "slot", "waiting")
 
-    def __init__(self, keys: RoomKeys) -> None:
+    def __init__(self, keys: RoomKeys, slot: int) -> None:
         self.keys = keys
+        self.slot = slot
+        self.link: Link | None = None  # that the batch is out on
         self.waiting: list[Waiting] = []
         self.batch: list[Waiting] = []
         self.fresh_epoch = ""
@@ -115,8 +128,8 @@ class Script(NamedTuple):
 READ, FIND = (Script.load(name) for name in ("read", "find"))
 
 
-def publish_script(settings: Settings) -> Script:
-    """The script that stores and publishes, for these settings."""
+def publish_script(settings: Settings, sharded: bool) -> Script:
+    """The script that stores and publishes, for these settings; ``sharded`` in a cluster."""
     return Script.load(
         "publish",
         keep=settings.history,
@@ -125,7 +138,7 @@ def publish_script(settings: Settings) -> Script:
         life=settings.history_ttl_seconds,
         rotate_seconds=settings.repeat_window_seconds,
         rotate_entries=settings.repeat_entries,
-        publish="PUBLISH",
+        publish="SPUBLISH" if sharded else "PUBLISH",
     )
 
 
@@ -147,103 +160,131 @@ class Publisher:
 
     Args:
         settings: Bounds and times.
-        address: Of the store.
+        connect: Makes the connections, see ``store_links.Links``; told how to begin one, and whom to tell.
         keys_of: A room's keys.
-        on_change: Called when ``ready`` has changed.
+        on_change: Called when ``links.routes`` has changed.
+        sharded: Whether the store is a cluster, where a channel belongs to a slot.
     """
 
     def __init__(
         self,
         settings: Settings,
-        address: Address,
+        connect: Callable[..., Links],
         keys_of: Callable[[str], RoomKeys],
         on_change: Callable[[], None],
+        sharded: bool = False,
     ) -> None:
-        self.ready = False
         self.on_publish_seconds: Callable[[float], None] | None = None
         self._settings = settings
-        self._address = address
         self._keys_of = keys_of
         self._on_change = on_change
+        self._publish_command = b"SPUBLISH" if sharded else b"PUBLISH"
+        self.links = connect(begin=self._begin, on_change=self._rerouted)
+        self._routes = self.links.routes
         self._loop = asyncio.get_running_loop()
         self._at_end_of_turn = at_end_of_turn(self._loop)
-        self._link: Link | None = None
         self._queues: dict[str, RoomQueue] = {}
         self._scheduled: list[RoomQueue] = []
         self._count = 0  # messages that wait or are in flight
-        self._finds: dict[str, list[tuple[str, str, Callable[[Outcome], None]]]] = {}  # of this turn, by room
+        self._finds: dict[str, list[Find]] = {}  # of this turn, by room
+        self._loading: set[Link] = set()  # connections that scripts were loaded on a moment ago
         self._finding = 0  # look-ups that wait or are in flight
+        self._finders: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Event | None = None  # set when a closing publisher has nothing in flight
-        self._task: asyncio.Task[None] | None = None
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-        self._publish_script = publish_script(settings)
+        self._publish_script = publish_script(settings, sharded)
         self.epochs = epochs()
 
-    # The connection --------------------------------------------------------------------------------
+    # The connections -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connect, and connect again whenever the connection is lost."""
-        work = stay_connected(self._address, begin=self._begin, on_lost=self._on_lost)
-        self._task = asyncio.ensure_future(work)
+        """Connect, and connect again whenever a connection is lost."""
+        self.links.start()
 
     async def close(self) -> None:
         """Wait for what is in flight, at most ``publish_seconds``, then end for good."""
-        if self._count and self.ready:
+        if self._count and self.links.ready:
             self._idle = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.publish_seconds):
                     await self._idle.wait()
         self._sweeper.cancel()
-        if self._task is not None:
-            self._task.cancel()
-        if self._link is not None:
-            self._link.abort()
+        await self.links.close()
         for queue in self._queues.values():
             self._fail(queue.batch + queue.waiting)
             queue.batch, queue.waiting = [], []
 
     async def _begin(self, link: Link) -> None:
-        """A connection was made: the scripts must be there, then what waits goes out."""
+        """A connection was made: the scripts must be there before it is used."""
         for script in (self._publish_script, READ, FIND):
             await link.ask("SCRIPT", "LOAD", script.source)
-        self._link = link
-        self._set_ready(True)
+
+    def _rerouted(self) -> None:
+        """There are other connections: what waits goes out, unless it is out on one that lives."""
         for queue in tuple(self._queues.values()):
-            self._send(queue)
+            if queue.link is None:
+                self._send(queue)
+        self._on_change()
 
-    def _on_lost(self) -> None:
-        self._set_ready(False)
+    def _learn(self, link: Link, error: Exception) -> tuple[Link | None, float]:
+        """What an error says of the store.
 
-    def _set_ready(self, ready: bool) -> None:
-        if ready != self.ready:
-            self.ready = ready
-            self._on_change()
+        Returns:
+            Where to send the same at once, behind ASKING; or None, and the pause before it is tried again.
+        """
+        words = str(error)
+        if words.startswith("NOSCRIPT") and link not in self._loading:
+            self._loading.add(link)  # once for all that meet this at the same time
+            self._loop.call_later(ERROR_RETRY_SECONDS, self._loading.discard, link)
+            for script in (self._publish_script, READ, FIND):
+                link.call(_ignore, "SCRIPT", "LOAD", script.source)
+        asking = self.links.learn(link, words)
+        pause = MOVED_RETRY_SECONDS if words.startswith("MOVED") else ERROR_RETRY_SECONDS
+        return asking, pause * random.uniform(0.5, 1.5)
 
-    async def ask(self, *command: Any) -> Any:
+    async def ask(self, slot: int, command: Callable[[str], tuple[Any, ...]]) -> Any:
         """One command that is not a message; its reply.
+
+        Args:
+            slot: Of its keys.
+            command: Gives the command for the run id of the server that it is sent to.
 
         Raises:
             Unavailable: No answer within ``publish_seconds``, or an error for an answer.
         """
-        link = self._link
-        if link is None or not self.ready:
-            raise Unavailable("the store cannot be reached")
         try:
             async with asyncio.timeout(self._settings.publish_seconds):
-                return await link.ask(*command)
+                while True:
+                    reply, pause = await self._try(slot, command)
+                    if pause is None:
+                        return reply
+                    await asyncio.sleep(pause)
         except TimeoutError:
             raise Unavailable("the store did not answer in time") from None
 
-    @property
-    def run_id(self) -> str:
-        """Run id of the server that this worker is connected to.
-
-        Raises:
-            Unavailable: There is none.
-        """
-        if self._link is None or not self.ready or self._link.info is None:
+    async def _try(self, slot: int, command: Callable[[str], tuple[Any, ...]]) -> tuple[Any, float | None]:
+        """Ask the server that has the slot once: its reply, or else the seconds after which to try again."""
+        link = self._routes[slot]
+        if link is None:
             raise Unavailable("the store cannot be reached")
-        return self._link.info.run_id
+        reply = await self._call(link, command)
+        target, pause = None, None
+        if isinstance(reply, Exception) and str(reply).startswith(PASSING):
+            target, pause = self._learn(link, reply)
+        if target is not None:
+            target.call(_ignore, "ASKING")
+            reply = await self._call(target, command)
+        if not isinstance(reply, Exception):
+            return reply, None
+        if pause is None:
+            raise Unavailable(str(reply))
+        return None, pause
+
+    async def _call(self, link: Link, command: Callable[[str], tuple[Any, ...]]) -> Any:
+        assert link.info is not None  # it was learnt before the connection became a route
+        future: asyncio.Future[Any] = self._loop.create_future()
+        link.call(functools.partial(_settle, future), *command(link.info.run_id))
+        return await future
 
     # Messages --------------------------------------------------------------------------------------
 
@@ -255,7 +296,8 @@ class Publisher:
             raise Unavailable("too many messages wait for the store")
         queue = self._queues.get(room)
         if queue is None:
-            queue = self._queues[room] = RoomQueue(self._keys_of(room))
+            keys = self._keys_of(room)
+            queue = self._queues[room] = RoomQueue(keys, self.links.slot_of(keys.meta))
         self._count += 1
         deadline = monotonic() + self._settings.publish_seconds
         queue.waiting.append(Waiting(f"{user_id} {message_id}", fingerprint_of(text), body, reply, deadline))
@@ -271,33 +313,39 @@ class Publisher:
         for queue in scheduled:
             queue.scheduled = False
             self._send(queue)
-        if self._link is not None:
-            self._link.flush()
+        for link in self.links.ready:
+            link.flush()
 
     def _send(self, queue: RoomQueue) -> None:
-        """Send the batch in flight once more, or else the next one."""
-        link = self._link
-        if link is None or not self.ready or link.info is None:
+        """Send the batch that is not stored yet once more, or else the next one, unless one is out."""
+        link = self._routes[queue.slot]
+        if link is None or queue.link is not None:
             return
         if not queue.batch:
             if not queue.waiting:
                 return
             queue.batch = _next_batch(queue.waiting)
             queue.fresh_epoch = next(self.epochs)
+        self._send_on(link, queue)
+
+    def _send_on(self, link: Link, queue: RoomQueue) -> None:
+        assert link.info is not None  # it was learnt before the connection became a route
         arguments: list[str | bytes] = [
             *("EVALSHA", self._publish_script.digest, "5", *queue.keys),
             *(link.info.run_id, queue.fresh_epoch),
         ]
         for message in queue.batch:
             arguments += message[:3]
-        link.call_packed(functools.partial(self._replied, queue, queue.batch, monotonic()), arguments)
+        queue.link = link
+        link.call_packed(functools.partial(self._replied, queue, queue.batch, link, monotonic()), arguments)
 
-    def _replied(self, queue: RoomQueue, batch: list[Waiting], sent: float, reply: Any) -> None:
+    def _replied(self, queue: RoomQueue, batch: list[Waiting], link: Link, sent: float, reply: Any) -> None:
         if queue.batch is not batch:
             return  # it was given up, and its senders know that the outcome is unknown
+        queue.link = None
         if type(reply) is not list:
             if isinstance(reply, hiredis.ReplyError):
-                self._retry_after_error(queue, batch, reply)
+                self._retry_after_error(queue, batch, link, reply)
             return  # the connection is gone; the batch goes first on the next one
         if self.on_publish_seconds is not None:
             self.on_publish_seconds(monotonic() - sent)
@@ -312,25 +360,27 @@ class Publisher:
             status = "stored" if seq > 0 else "repeat" if seq < 0 else "id_reused"
             _answer(message.reply, Outcome(status, epoch, abs(seq)))
 
-    def _retry_after_error(self, queue: RoomQueue, batch: list[Waiting], error: Exception) -> None:
-        log.warning("the store refused a batch of %d messages: %s", len(batch), error)
-        if self._link is not None and str(error).startswith("NOSCRIPT"):
-            self._link.call(_ignore, "SCRIPT", "LOAD", self._publish_script.source)
-        elif self._link is not None and str(error).startswith("READONLY"):
-            self._link.abort()  # it became a replica; the address leads to another primary by now
+    def _retry_after_error(self, queue: RoomQueue, batch: list[Waiting], link: Link, error: Exception) -> None:
+        level = logging.DEBUG if str(error).startswith(PASSING) else logging.WARNING
+        log.log(level, "the store refused a batch of %d messages: %s", len(batch), error)
+        asking, pause = self._learn(link, error)
+        if asking is not None:
+            asking.call(_ignore, "ASKING")
+            self._send_on(asking, queue)
+            return
 
         def again() -> None:
-            if queue.batch is batch:
+            if queue.batch is batch and queue.link is None:
                 self._send(queue)
 
-        self._loop.call_later(ERROR_RETRY_SECONDS, again)
+        self._loop.call_later(pause, again)
 
     def _sweep(self) -> None:
         """Give up what has waited too long, and forget the rooms that are quiet."""
         now = monotonic()
         for room, queue in tuple(self._queues.items()):
             if queue.batch and queue.batch[0].deadline <= now:
-                late, queue.batch = queue.batch, []
+                late, queue.batch, queue.link = queue.batch, [], None
                 self._count -= len(late)
                 self._fail(late)
             late = [message for message in queue.waiting if message.deadline <= now]
@@ -355,45 +405,48 @@ class Publisher:
         self, room: str, user_id: str, message_id: str, text: str, reply: Callable[[Outcome], None]
     ) -> None:
         """Look up one message; see ``Broker.find_repeat``. Those of one turn of the loop go together."""
-        link = self._link
-        if link is None or not self.ready or self._finding >= self._settings.publish_queue:
+        if self._finding >= self._settings.publish_queue or not self.links.ready:
             raise Unavailable("the store cannot be reached")
         self._finding += 1
         if not self._finds:
             self._at_end_of_turn(self._send_finds)
-        found = (f"{user_id} {message_id}", fingerprint_of(text), reply)
+        found = Find(f"{user_id} {message_id}", fingerprint_of(text), reply)
         self._finds.setdefault(room, []).append(found)
 
     def _send_finds(self) -> None:
         finds, self._finds = self._finds, {}
         for room, wanted in finds.items():
-            keys = self._keys_of(room)
             for first in range(0, len(wanted), BATCH_MESSAGES):
-                batch = wanted[first : first + BATCH_MESSAGES]
-                command: list[Any] = ["EVALSHA", FIND.digest, 3, keys.meta, keys.repeats, keys.former]
-                for who, fingerprint, _reply in batch:
-                    command += (who, fingerprint)
-                found = functools.partial(self._found, batch)
-                if self._link is None or not self.ready:
-                    found(Unavailable("the store cannot be reached"))
-                else:
-                    self._link.call(found, *command)
+                task = asyncio.ensure_future(
+                    self._find(self._keys_of(room), wanted[first : first + BATCH_MESSAGES])
+                )
+                self._finders.add(task)
+                task.add_done_callback(self._finders.discard)
 
-    def _found(self, batch: list[tuple[str, str, Callable[[Outcome], None]]], answer: Any) -> None:
-        self._finding -= len(batch)
-        if isinstance(answer, Exception):
-            outcomes = [UNAVAILABLE] * len(batch)
-        else:
+    async def _find(self, keys: RoomKeys, batch: list[Find]) -> None:
+        command: list[Any] = ["EVALSHA", FIND.digest, 3, keys.meta, keys.repeats, keys.former]
+        for who, fingerprint, _reply in batch:
+            command += (who, fingerprint)
+        try:
+            answer = await self.ask(self.links.slot_of(keys.meta), lambda _run_id: tuple(command))
             epoch = answer[0].decode("ascii")
             outcomes = [_outcome_of(epoch, seq) for seq in answer[1:]]
+        except Unavailable:
+            outcomes = [UNAVAILABLE] * len(batch)
+        finally:
+            self._finding -= len(batch)
         for (_who, _fingerprint, reply), outcome in zip(batch, outcomes, strict=True):
             _answer(reply, outcome)
 
     def publish_raw(self, channel: bytes, payload: bytes) -> None:
         """Publish without storing; dropped when the store is away or has much to do."""
-        link = self._link
-        if link is not None and self.ready and link.waiting < MAX_EPHEMERAL:
-            link.call(_ignore, b"PUBLISH", channel, payload)
+        link = self._routes[self.links.slot_of(channel)]
+        if link is not None and link.waiting < MAX_EPHEMERAL:
+            link.call(functools.partial(self._published_raw, link), self._publish_command, channel, payload)
+
+    def _published_raw(self, link: Link, reply: Any) -> None:
+        if isinstance(reply, hiredis.ReplyError):
+            self._learn(link, reply)  # this one is lost, the next one finds its way
 
 
 UNAVAILABLE = Outcome("unavailable", "", 0)
@@ -408,6 +461,11 @@ def _outcome_of(epoch: str, seq: int) -> Outcome:
 
 def _ignore(_reply: Any) -> None:
     """For commands whose reply says nothing."""
+
+
+def _settle(future: asyncio.Future[Any], reply: Any) -> None:
+    if not future.done():
+        future.set_result(reply)
 
 
 def _answer(reply: Callable[[Outcome], None], outcome: Outcome) -> None:

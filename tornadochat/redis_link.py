@@ -24,6 +24,7 @@ from tornadochat.worker_loop import at_end_of_turn, open_stream
 log = logging.getLogger("tornadochat")
 
 Reply = Callable[[Any], None]
+Push = Callable[["Link", list[Any]], None]
 CONNECT_SECONDS = 5.0
 # A dead connection is silent, so it is asked every 2 s and made anew after 5 s without an answer.
 PING_SECONDS = 2.0
@@ -42,14 +43,19 @@ class ServerInfo(NamedTuple):
     primary: bool
 
 
-def read_info(text: bytes) -> ServerInfo:
+def read_info(text: bytes, cluster: bool = False) -> ServerInfo:
     """The reply to INFO, see ``check_info``."""
     lines = text.decode("utf-8", "replace").splitlines()
-    return check_info(dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#")))
+    fields = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+    return check_info(fields, cluster)
 
 
-def check_info(fields: Mapping[str, Any]) -> ServerInfo:
+def check_info(fields: Mapping[str, Any], cluster: bool = False) -> ServerInfo:
     """What a server says of itself, by the names that INFO has.
+
+    Args:
+        fields: By name.
+        cluster: Whether the address is of the form for a Redis Cluster.
 
     Raises:
         StoreRefused: The server must not be used; the message says what to change.
@@ -64,6 +70,12 @@ def check_info(fields: Mapping[str, Any]) -> ServerInfo:
             f"the store may evict keys (maxmemory-policy {policy}), which would lose messages; "
             "set maxmemory-policy to noeviction"
         )
+    if (str(fields.get("cluster_enabled", int(cluster))) == "1") != cluster:
+        raise StoreRefused(
+            "this server is not in cluster mode; give its address as redis://host:port"
+            if cluster
+            else "this server is a node of a Redis Cluster; give the address as redis+cluster://host:port[,host:port...]"
+        )
     return ServerInfo(str(fields.get("run_id", "")), version, policy, fields.get("role", "master") == "master")
 
 
@@ -73,12 +85,11 @@ class Link(asyncio.Protocol):
     Args:
         address: Of the store.
         on_lost: Called once when the connection is gone; commands without a reply are dropped.
-        on_push: Takes all replies of one read that answer no command (pub/sub messages).
+        on_push: Takes this link and all replies of one read that answer no command: pub/sub messages, and
+            ``(b"error", error)`` for what was sent in vain.
     """
 
-    def __init__(
-        self, address: Address, on_lost: Callable[[], None], on_push: Callable[[list[Any]], None] | None = None
-    ) -> None:
+    def __init__(self, address: Address, on_lost: Callable[[], None], on_push: Push | None = None) -> None:
         self.address = address
         self.info: ServerInfo | None = None
         self.place = ("", 0)  # where the server was found
@@ -138,7 +149,7 @@ class Link(asyncio.Protocol):
             await self.ask("AUTH", *credentials)
         if address.database:
             await self.ask("SELECT", address.database)
-        self.info = read_info(await self.ask("INFO"))
+        self.info = read_info(await self.ask("INFO"), address.cluster)
         if not self.info.primary:
             # Its numbers may be behind, and it takes no writes.
             raise Unavailable("this server is a replica; the address must lead to its primary")
@@ -239,11 +250,13 @@ class Link(asyncio.Protocol):
                     pushed.append(reply)
                 elif self._replies:
                     self._replies.popleft()(reply)
+                elif self._on_push is not None and isinstance(reply, hiredis.ReplyError):
+                    pushed.append((b"error", reply))
         except hiredis.ProtocolError:
             log.exception("the store at %s does not speak RESP", self.address.shown)
             self.abort()
         if pushed and self._on_push is not None:
-            self._on_push(pushed)
+            self._on_push(self, pushed)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell everyone who waits for a reply, then the owner."""
@@ -262,7 +275,7 @@ async def stay_connected(
     *,
     begin: Callable[[Link], Awaitable[None]],
     on_lost: Callable[[], None],
-    on_push: Callable[[list[Any]], None] | None = None,
+    on_push: Push | None = None,
 ) -> None:
     """Connect, and connect again whenever the connection is lost; runs until it is cancelled.
 
@@ -284,6 +297,8 @@ async def stay_connected(
         try:
             await link.connect()
             await begin(link)
+            pause = FIRST_RETRY_SECONDS
+            await _watch(link, lost)
         except StoreError as error:
             # Said while it is news; later tries only in detail.
             level = logging.WARNING if pause < LAST_RETRY_SECONDS else logging.DEBUG
@@ -291,15 +306,19 @@ async def stay_connected(
             link.abort()
             await asyncio.sleep(pause)
             pause = min(pause * 2, LAST_RETRY_SECONDS)
-            continue
-        pause = FIRST_RETRY_SECONDS
-        while not lost.is_set():
-            try:
-                async with asyncio.timeout(PING_SECONDS):
-                    await lost.wait()
-            except TimeoutError:
-                link.ping()
-                await link.check_primary()
+        finally:
+            link.abort()
+
+
+async def _watch(link: Link, lost: asyncio.Event) -> None:
+    """Ask a connection for signs of life until it is lost."""
+    while not lost.is_set():
+        try:
+            async with asyncio.timeout(PING_SECONDS):
+                await lost.wait()
+        except TimeoutError:
+            link.ping()
+            await link.check_primary()
 
 
 class _Nothing:

@@ -60,7 +60,8 @@ class Settings:
     # The store.
     redis: str = option(
         "",
-        "address of a Redis 7 or Valkey: redis://, rediss://, unix://, redis+sentinel://; empty: embedded",
+        "address of a Redis 7 or Valkey: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://; "
+        "empty: embedded",
         "store",
     )
     redis_prefix: str = option("tornadochat", "namespace of every key and channel", "store")

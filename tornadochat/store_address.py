@@ -1,10 +1,13 @@
-"""Where the store is: what ``--redis`` may say, and how a Sentinel is asked for the present primary.
+"""Where the store is: what ``--redis`` may say, how a Sentinel is asked for the present primary, and the
+clients of redis-py.
 
     redis://[user:password@]host[:port][/database]
     rediss://...                                      the same over TLS (ssl_ca_certs=, ssl_certfile=, ...)
     unix:///path[?db=n]
     redis+sentinel://[user:password@]host[:26379][,host[:port]...]/service[/database]
     rediss+sentinel://...                             TLS to Sentinels and servers
+    redis+cluster://[user:password@]host[:6379][,host[:port]...]
+    rediss+cluster://...                              servers of a Redis Cluster; they tell of the others
 
 URLs are read by redis-py; ``sentinel_username`` and ``sentinel_password`` among the query fields are for the
 Sentinels, all other fields and the user for the servers.
@@ -12,14 +15,18 @@ Sentinels, all other fields and the user for the servers.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
+import redis.asyncio.cluster
 import redis.asyncio.sentinel
+import redis.exceptions
+import redis.retry
 import redis.sentinel
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
@@ -28,8 +35,8 @@ from redis.connection import parse_url
 
 from tornadochat.errors import StartError, Unavailable
 
-SENTINEL = "+sentinel"
-SENTINEL_PORT = 26379
+SENTINEL, CLUSTER = "+sentinel", "+cluster"
+SENTINEL_PORT, REDIS_PORT = 26379, 6379
 # One Sentinel that does not answer must not keep a worker from asking the next one.
 SENTINEL_SECONDS = 1.0
 
@@ -60,6 +67,12 @@ class Address(NamedTuple):
     tls: ssl.SSLContext | None
     options: Mapping[str, Any]  # arguments of redis-py
     sentinels: Sentinels | None = None
+    cluster: bool = False
+    nodes: tuple[tuple[str, int], ...] = ()  # of a cluster, those that were named
+
+    def node(self, place: tuple[str, int]) -> Address:
+        """One server of the cluster, with the same way in."""
+        return self._replace(host=place[0], port=place[1], nodes=())
 
     @property
     def shown(self) -> str:
@@ -68,6 +81,8 @@ class Address(NamedTuple):
         if self.sentinels is not None:
             hosts = ",".join(f"{host}:{port}" for host, port in self.sentinels.hosts)
             return f"{scheme}{SENTINEL}://{hosts}/{self.sentinels.service}"
+        if self.nodes:
+            return f"{scheme}{CLUSTER}://{','.join(f'{host}:{port}' for host, port in self.nodes)}"
         return f"unix://{self.path}" if self.path else f"{scheme}://{self.host}:{self.port}"
 
 
@@ -77,24 +92,24 @@ def parse_address(url: str) -> Address:
     Raises:
         StartError: It is none of these, or names files that cannot be read.
     """
+    scheme = url.partition("://")[0]
+    many, cluster = scheme.endswith((SENTINEL, CLUSTER)), scheme.endswith(CLUSTER)
     try:
-        if SENTINEL in url.partition("://")[0]:
-            plain, hosts, service, sentinel_options = _split_sentinels(url)
-        else:
-            plain, hosts, service, sentinel_options = url, (), "", {}
+        plain, hosts, service, fields = _split_hosts(url, cluster) if many else (url, (), "", {})
         found: dict[str, Any] = dict(parse_url(plain))  # type: ignore[no-untyped-call]
         tls = plain.startswith("rediss://")
         context = _tls_context(found) if tls else None
         found.pop("connection_class", None)
-        options = {**found, "ssl": True} if tls and hosts else found
+        options = {**found, "ssl": True} if tls and many else found
         sentinels = None
-        if hosts:
-            over_tls = {name: value for name, value in options.items() if name.startswith("ssl")}
-            sentinels = Sentinels(hosts, service, {**over_tls, **sentinel_options})
+        if many:
             options = {name: value for name, value in options.items() if name not in ("host", "port")}
+        if many and not cluster:
+            over_tls = {name: value for name, value in options.items() if name.startswith("ssl")}
+            sentinels = Sentinels(hosts, service, {**over_tls, **fields})
         return Address(
             str(found.get("host", "127.0.0.1")),
-            int(found.get("port", 6379)),
+            int(found.get("port", REDIS_PORT)),
             str(found.get("path", "")),
             str(found.get("username", "") or ""),
             str(found.get("password", "") or ""),
@@ -102,33 +117,41 @@ def parse_address(url: str) -> Address:
             context,
             options,
             sentinels,
+            cluster,
+            hosts if cluster else (),
         )
     except ValueError as error:
         raise StartError(f"--redis {_without_password(url)!r} cannot be read: {error}") from None
 
 
-def _split_sentinels(url: str) -> tuple[str, tuple[tuple[str, int], ...], str, dict[str, str]]:
-    """The same URL for a single server, the Sentinels, the service, and what only Sentinels are told."""
+def _split_hosts(url: str, cluster: bool) -> tuple[str, tuple[tuple[str, int], ...], str, dict[str, str]]:
+    """The same URL for a single server, all servers named, the service, and what only Sentinels are told."""
     parts = urlsplit(url)
     credentials, at, hosts = parts.netloc.rpartition("@")
-    service, _, database = parts.path.strip("/").partition("/")
-    if not service:
+    first, _, second = parts.path.strip("/").partition("/")
+    service, database = ("", first) if cluster else (first, second)
+    if cluster and database not in ("", "0"):
+        raise ValueError("a cluster has no databases; write redis+cluster://host:6379,host:6379")
+    if not cluster and not service:
         raise ValueError("name the service behind the Sentinels, as in redis+sentinel://host:26379/mymaster")
     fields = parse_qsl(parts.query)
     options = {name.removeprefix("sentinel_"): value for name, value in fields if name.startswith("sentinel_")}
     rest = urlencode([(name, value) for name, value in fields if not name.startswith("sentinel_")])
-    scheme = parts.scheme.removesuffix(SENTINEL)
-    places = tuple(_host_and_port(each) for each in hosts.split(","))
+    port = REDIS_PORT if cluster else SENTINEL_PORT
+    places = tuple(_host_and_port(each, port) for each in hosts.split(","))
     host = f"[{places[0][0]}]" if ":" in places[0][0] else places[0][0]
-    plain = urlunsplit((scheme, f"{credentials}{at}{host}", f"/{database}" if database else "", rest, ""))
+    if cluster:
+        host = f"{host}:{places[0][1]}"
+    path = f"/{database}" if database and not cluster else ""
+    plain = urlunsplit((parts.scheme.partition("+")[0], f"{credentials}{at}{host}", path, rest, ""))
     return plain, places, service, options
 
 
-def _host_and_port(text: str) -> tuple[str, int]:
+def _host_and_port(text: str, port: int) -> tuple[str, int]:
     found = urlsplit(f"//{text}")
     if not found.hostname:
-        raise ValueError("each Sentinel is host:port")
-    return found.hostname, found.port or SENTINEL_PORT
+        raise ValueError(f"each server is host:port, unlike {text!r}")
+    return found.hostname, found.port or port
 
 
 def _without_password(url: str) -> str:
@@ -158,22 +181,62 @@ class _SentinelPool(SentinelConnectionPool, redis.asyncio.BlockingConnectionPool
     """Asks for the primary with each new connection, and lets callers wait for a free one."""
 
 
+class _ClusterPipeline(redis.asyncio.cluster.ClusterPipeline):
+    """Raises what every other client raises."""
+
+    async def execute(self, *arguments: Any, **options: Any) -> list[Any]:
+        try:
+            return await super().execute(*arguments, **options)
+        except redis.exceptions.RedisClusterException as error:
+            raise redis.ConnectionError(str(error)) from None
+
+
+class _Cluster(redis.asyncio.RedisCluster):
+    """Lets callers wait for a free connection, and raises what every other client raises."""
+
+    def __init__(self, connections: int, seconds: float, **options: Any) -> None:
+        # A pipeline takes one connection of each node besides.
+        super().__init__(max_connections=2 * connections, **options)
+        self._free = asyncio.Semaphore(connections)
+        self._seconds = seconds
+
+    async def execute_command(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            async with asyncio.timeout(self._seconds), self._free:
+                return await super().execute_command(*arguments, **options)
+        except TimeoutError:
+            raise redis.TimeoutError("the cluster did not answer in time") from None
+        except redis.exceptions.RedisClusterException as error:
+            raise redis.ConnectionError(str(error)) from None
+
+    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> _ClusterPipeline:
+        return _ClusterPipeline(self, transaction)  # type: ignore[abstract]
+
+
 def make_client(url: str, connections: int, seconds: float) -> redis.asyncio.Redis:
     """A client for what is not hot. It tries nothing twice: a command whose answer was lost may have run.
 
     Args:
         url: Of the store.
-        connections: It makes at most; further callers wait.
+        connections: It makes at most (to each master of a cluster twice as many); further callers wait.
         seconds: To connect, to wait for a connection, and for an answer.
+
+    Returns:
+        Of a cluster a ``RedisCluster``, which has the same commands; all keys of one must be of one slot.
     """
     address = parse_address(url)
-    options: dict[str, Any] = {
-        "max_connections": connections,
-        "timeout": seconds,
+    limits: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),
         "socket_timeout": seconds,
         "socket_connect_timeout": seconds,
     }
+    if address.cluster:
+        nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.nodes]
+        cluster = _Cluster(
+            connections, seconds, startup_nodes=nodes, require_full_coverage=False, **address.options, **limits
+        )
+        return cast("redis.asyncio.Redis", cluster)
+    options: dict[str, Any] = {"max_connections": connections, "timeout": seconds, **limits}
     if address.sentinels is None:
         return redis.asyncio.Redis.from_pool(redis.asyncio.BlockingConnectionPool.from_url(url, **options))
     manager = _manager(address.sentinels)
@@ -191,6 +254,20 @@ def make_sync_client(url: str, seconds: float) -> redis.Redis:
     manager = redis.sentinel.Sentinel(hosts, sentinel_kwargs={**options, **limits})  # type: ignore[no-untyped-call]
     client: redis.Redis = manager.master_for(service, **address.options, **limits)  # type: ignore[no-untyped-call]
     return client
+
+
+def make_sync_node(address: Address, place: tuple[str, int], seconds: float) -> redis.Redis:
+    """The same for one server of a cluster."""
+    limits: dict[str, Any] = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
+    retry = redis.retry.Retry(NoBackoff(), 0)
+    return redis.Redis(host=place[0], port=place[1], retry=retry, **address.options, **limits)
+
+
+def make_node(address: Address, place: tuple[str, int], seconds: float) -> redis.asyncio.Redis:
+    """A client for one question to one server of a cluster."""
+    limits: dict[str, Any] = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
+    retry = Retry(NoBackoff(), 0)
+    return redis.asyncio.Redis(host=place[0], port=place[1], retry=retry, **address.options, **limits)
 
 
 def _manager(sentinels: Sentinels) -> redis.asyncio.sentinel.Sentinel:

@@ -46,6 +46,7 @@ except ImportError:  # systems without epoll: everybody talks through streams
     Reactor = None  # type: ignore[assignment, misc]
 
 if TYPE_CHECKING:
+    from tornadochat.broker import Concerns
     from tornadochat.gateway import Upgraded
     from tornadochat.protocol import Who
     from tornadochat.settings import Settings
@@ -125,6 +126,7 @@ class Worker:
             on_published=self._on_published,
             on_status=self._on_status,
             on_control=self._on_control,
+            on_moved=self._on_moved,
         )
         self.identity = IdentityKeeper(self.broker, settings)
         self.presence = Presence(self.broker, self.worker_id, settings, self._tell)
@@ -177,6 +179,7 @@ class Worker:
         self._stopped = asyncio.Event()
         self._empty = asyncio.Event()  # set once a drain has no member left
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told_down: set[Member] = set()  # who knows that the store of one of its rooms is away
         self._unjoined: deque[tuple[float, Member]] = deque()  # oldest first: all wait equally long
         self._poll_queued = False
         self._ticked = time.monotonic()
@@ -293,7 +296,7 @@ class Worker:
             self._next_expiry = min(self._next_expiry, member.expires)
         self._begin(member, upgraded)
         if not self.broker.available:
-            member.connection.send_text(protocol.status("down"))
+            self._tell_status(member)
         if self.draining:  # it was accepted a moment before the end: nobody is refused for that
             self._send_away(member)
 
@@ -348,6 +351,7 @@ class Worker:
 
     def _on_closed(self, member: Member, code: int, reason: str) -> None:
         self.members.discard(member)
+        self._told_down.discard(member)
         member.closed()
         if self.draining and not self.members:
             self._empty.set()
@@ -358,14 +362,24 @@ class Worker:
     def _on_published(self, items: list[tuple[bytes, bytes]]) -> None:
         self.hub.on_published(items)
 
-    def _on_status(self, up: bool) -> None:
-        event = protocol.status("up" if up else "down")
-        for member in tuple(self.members):
-            member.connection.send_text(event)
+    def _on_status(self, up: bool, concerns: Concerns) -> None:
+        for member in tuple(self._told_down if up else self.members):
+            self._tell_status(member)
         if up:
-            self._spawn(self._check_heads())
-            self.presence.renew()
+            self._spawn(self._check_heads([name for name in self.hub.rooms if concerns(name)]))
+            self.presence.renew(concerns)
             self.identity.ask()
+
+    def _tell_status(self, member: Member) -> None:
+        """Tell a member when the store of one of its rooms has gone, and when all are back."""
+        serves = self.broker.serves
+        down = not (all(serves(room.name) for room in member.rooms) if member.rooms else self.broker.available)
+        if down is not (member in self._told_down):
+            (self._told_down.add if down else self._told_down.discard)(member)
+            member.connection.send_text(protocol.status("down" if down else "up"))
+
+    def _on_moved(self, channels: list[bytes]) -> None:
+        self._spawn(self._check_heads(self.hub.names_of(channels)))
 
     def _on_control(self, payload: bytes) -> None:
         try:
@@ -497,31 +511,25 @@ class Worker:
         if self.plain_sockets:
             metrics.longest_hold.set(self.reactor.longest_hold_us / 1e6)
 
-    async def _check_heads(self) -> None:
-        """Compare what came by pub/sub with the logs of all rooms; what is missing is read."""
-        try:
-            await self._compare_heads(self._rooms_with_log())
-        except StoreError as error:
-            log.debug("heads are compared later: %s", error)
-
     async def _check_some_heads(self) -> None:
-        """The same for the rooms whose turn it is."""
+        """Compare what came by pub/sub with the logs of the rooms whose turn it is."""
         if not self._unchecked:
-            self._unchecked = self._rooms_with_log()
+            self._unchecked = list(self.hub.rooms)
             self._checks_a_tick = math.ceil(len(self._unchecked) * TICK_SECONDS / HEAD_CHECK_SECONDS)
         names = self._unchecked[: self._checks_a_tick]
         del self._unchecked[: len(names)]
-        await self._compare_heads(names)
+        await self._check_heads(names)
 
-    def _rooms_with_log(self) -> list[str]:
-        return [name for name, room in self.hub.rooms.items() if room.epoch]
-
-    async def _compare_heads(self, names: Sequence[str]) -> None:
-        for first in range(0, len(names), HEAD_BATCH):
-            batch = names[first : first + HEAD_BATCH]
+    async def _check_heads(self, names: Sequence[str]) -> None:
+        """Compare what came by pub/sub with the logs of some rooms; what is missing is read. What the store does
+        not tell of is looked at again the next time."""
+        rooms = self.hub.rooms
+        known = [name for name in names if name in rooms and rooms[name].epoch]
+        for first in range(0, len(known), HEAD_BATCH):
+            batch = known[first : first + HEAD_BATCH]
             for name, head in zip(batch, await self.broker.heads(batch), strict=True):
                 room = self.hub.rooms.get(name)
-                if room is not None:
+                if room is not None and head is not None:
                     room.check_head(head.epoch, head.seq)
 
 
