@@ -119,7 +119,7 @@ def turn(talk: Talk) -> tuple[float, float]:
             member.handle(payload)
     talk.publisher._send_scheduled()
     sent = time.thread_time_ns()
-    answer = b"*3\r\n$8\r\n%b\r\n:1\r\n:1\r\n" % EPOCH * len(frames)
+    answer = b"$9\r\n%b1\r\n" % EPOCH * len(frames)
     answered = time.thread_time_ns()
     talk.link.data_received(answer)
     done = time.thread_time_ns()

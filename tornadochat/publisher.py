@@ -47,6 +47,9 @@ MAX_EPHEMERAL = 2000
 # 40 bits are eight characters in base 32. One is sent with each batch and mostly not used, so many are
 # drawn at a time.
 EPOCH_BYTES, EPOCH_CHARS, EPOCHS_AT_ONCE = 5, 8, 256
+# How the scripts write a room's state, for Lua's ``struct``: seq of the newest event, bytes in the log, time (ms)
+# and newest seq when the repeats rotated last, time (ms) when the lives were renewed last; epoch, run id of the server.
+STATE = "<I8I8I8I8I8Bc0Bc0"
 
 
 class Outcome(NamedTuple):
@@ -116,11 +119,12 @@ class Script(NamedTuple):
 
     @classmethod
     def load(cls, name: str, **constants: int | str) -> Script:
-        """The script ``scripts/<name>.lua`` of this package, with these names as locals before it."""
+        """The script ``scripts/<name>.lua`` of this package, with these names and ``packed`` as locals before it."""
         text = files("tornadochat").joinpath("scripts", f"{name}.lua").read_text("utf-8")
+        constants = {"packed": STATE, **constants}
         values = (f"'{value}'" if isinstance(value, str) else str(value) for value in constants.values())
         # On the first line, so that the lines of the store's error messages are those of the file.
-        head = f"local {', '.join(constants)} = {', '.join(values)} " if constants else ""
+        head = f"local {', '.join(constants)} = {', '.join(values)} "
         source = (head + text).encode("utf-8")
         return cls(source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
 
@@ -343,7 +347,7 @@ class Publisher:
         if queue.batch is not batch:
             return  # it was given up, and its senders know that the outcome is unknown
         queue.link = None
-        if type(reply) is not list:
+        if type(reply) is not bytes and type(reply) is not list:
             if isinstance(reply, hiredis.ReplyError):
                 self._retry_after_error(queue, batch, link, reply)
             return  # the connection is gone; the batch goes first on the next one
@@ -351,12 +355,18 @@ class Publisher:
             self.on_publish_seconds(monotonic() - sent)
         queue.batch = []
         self._count -= len(batch)
-        epoch = reply[0].decode("ascii")
         if self._idle is not None and not self._count:
             self._idle.set()
         if queue.waiting:
             self._send(queue)
-        for message, seq in zip(batch, reply[2:], strict=True):
+        if type(reply) is bytes:
+            epoch, seq = reply[:EPOCH_CHARS].decode("ascii"), int(reply[EPOCH_CHARS:])
+            for message in batch:
+                _answer(message.reply, Outcome("stored", epoch, seq))
+                seq += 1
+            return
+        epoch = reply[0].decode("ascii")
+        for message, seq in zip(batch, reply[1:], strict=True):
             status = "stored" if seq > 0 else "repeat" if seq < 0 else "id_reused"
             _answer(message.reply, Outcome(status, epoch, abs(seq)))
 

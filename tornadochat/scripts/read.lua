@@ -1,7 +1,7 @@
 -- Read a page of a room's log together with where the room is, in one step. An unwritten room gets its
 -- epoch here; a room written under another server gets a new one.
 --
--- KEYS  1 meta (hash)  2 log (stream)
+-- KEYS  1 meta (hash of state and ends)  2 log (stream)
 -- ARGV  1 run id of the server   2 a fresh random epoch   3 seconds before everything expires
 --       4 first seq wanted, 0 for the newest events   5 events at most, 0 for none
 --
@@ -10,10 +10,14 @@
 local meta, log = KEYS[1], KEYS[2]
 local run_id, life = ARGV[1], tonumber(ARGV[3])
 local start, limit = tonumber(ARGV[4]), tonumber(ARGV[5])
-local found = redis.call('HMGET', meta, 'epoch', 'seq', 'run', 'ends')
-local epoch, seq, ends = found[1], tonumber(found[2]) or 0, found[4] or ''
+local found = redis.call('HMGET', meta, 'state', 'ends')
+local ends = found[2] or ''
+local seq, bytes, rotated, base, renewed, epoch, run = 0, 0, 0, 0, 0
+if found[1] then
+  seq, bytes, rotated, base, renewed, epoch, run = struct.unpack(packed, found[1])
+end
 
-if not epoch or found[3] ~= run_id then
+if not epoch or run ~= run_id then
   if epoch then
     ends = epoch .. ':' .. string.format('%.0f', seq) .. ' ' .. ends
     local kept = {}
@@ -26,7 +30,8 @@ if not epoch or found[3] ~= run_id then
     if newest then seq = tonumber(newest[1]:match('^%d+')) end
   end
   epoch = ARGV[2]
-  redis.call('HSET', meta, 'epoch', epoch, 'seq', string.format('%.0f', seq), 'run', run_id, 'ends', ends)
+  redis.call('HSET', meta, 'ends', ends, 'state',
+    struct.pack(packed, seq, bytes, rotated, base, renewed, #epoch, epoch, #run_id, run_id))
 end
 redis.call('EXPIRE', meta, life * 2)
 redis.call('EXPIRE', log, life)
