@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from tests.support import SLOWNESS
-from tornadochat._fastframe import pack_arguments, published_bodies, published_header
+from tornadochat._fastframe import pack_arguments, pack_message, published_bodies, published_header
 from tornadochat.broker import Broker, Outcome
 from tornadochat.embedded import EmbeddedStore
 from tornadochat.errors import StartError, StoreRefused, Unavailable
@@ -466,6 +466,16 @@ def test_arguments_are_packed_as_the_store_reads_them() -> None:
     for wrong in (1, None, bytearray(b"x")):
         with pytest.raises(TypeError, match="bytes or str"):
             pack_arguments(["ok", wrong])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"x" * 9, b"\r\n" * 50, b"\0" * 100_000])
+def test_a_message_is_packed_as_its_three_arguments_are(body: bytes) -> None:
+    packed = pack_message("u_1", "gr\u00fc\u00dfe-\u2603", "f" * 16, body)
+    assert packed == pack_arguments(["u_1 gr\u00fc\u00dfe-\u2603", "f" * 16, body])
+    with pytest.raises(UnicodeEncodeError):
+        pack_message("u_1", "\ud800", "f", body)
+    with pytest.raises(TypeError):
+        pack_message("u_1", "i", "f", bytearray(body))  # type: ignore[arg-type]
 
 
 def test_a_connection_that_ends_before_it_is_told_of_is_no_connection() -> None:

@@ -21,6 +21,7 @@ from tornadochat._fastframe import (
     encode_plain,
     encode_published,
     pack_arguments,
+    pack_message,
     pack_published,
     plain_send,
     published_bodies,
@@ -264,6 +265,7 @@ def test_a_batch_whose_seqs_go_beyond_64_bits_is_refused(count: int) -> None:
         lambda nothing: FrameDecoder(10).feed(nothing),
         lambda nothing: plain_send(nothing, 10),
         lambda nothing: pack_arguments(nothing),
+        lambda nothing: pack_message("u", "i", "f", nothing),
     ],
 )
 def test_none_is_refused_where_bytes_are_wanted(call: Callable[[None], object]) -> None:

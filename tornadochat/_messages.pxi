@@ -206,6 +206,29 @@ def pack_arguments(list arguments not None):
     return packed
 
 
+def pack_message(str user_id not None, str message_id not None, str fingerprint not None, bytes body not None):
+    """The three arguments that one message has in ``publish.lua``, as ``pack_arguments`` gives them: user and id
+    with a space between, the fingerprint, the body."""
+    cdef Py_ssize_t[4] sizes
+    cdef const char *user
+    cdef const char *name
+    cdef const char *mark
+    cdef const char *data
+    cdef char *at
+    cdef bytes packed
+    sizes[0], sizes[1] = argument_of(user_id, &user), argument_of(message_id, &name)
+    sizes[2], sizes[3] = argument_of(fingerprint, &mark), argument_of(body, &data)
+    cdef Py_ssize_t who = sizes[0] + 1 + sizes[1]
+    cdef Py_ssize_t total = who + sizes[2] + sizes[3] + digits_of(who) + digits_of(sizes[2]) + digits_of(sizes[3]) + 15
+    packed = PyBytes_FromStringAndSize(NULL, total)
+    at = put_length(PyBytes_AS_STRING(packed), b"$", who)
+    at = put(put(put(at, user, sizes[0]), b" ", 1), name, sizes[1])
+    at = put_length(put(at, b"\r\n", 2), b"$", sizes[2])
+    at = put_length(put(put(at, mark, sizes[2]), b"\r\n", 2), b"$", sizes[3])
+    put(put(at, data, sizes[3]), b"\r\n", 2)
+    return packed
+
+
 cdef Py_ssize_t argument_of(object argument, const char **data) except -1:
     cdef Py_ssize_t size
     if type(argument) is bytes:

@@ -9,7 +9,6 @@ the identical one, before any later batch of its room: the script knows what it 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import functools
 import hashlib
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
 
+from tornadochat._fastframe import pack_arguments, pack_message
 from tornadochat.errors import Unavailable
 from tornadochat.store_links import PASSING
 from tornadochat.worker_loop import at_end_of_turn
@@ -44,11 +44,13 @@ SWEEP_SECONDS = 0.25
 ERROR_RETRY_SECONDS, MOVED_RETRY_SECONDS = 0.1, 0.03
 # Typing and presence in flight; beyond it they are dropped, since the next ones are absolute again.
 MAX_EPHEMERAL = 2000
-# 40 bits are eight characters in base 32. One is sent with each batch and mostly not used, so many are
-# drawn at a time.
-EPOCH_BYTES, EPOCH_CHARS, EPOCHS_AT_ONCE = 5, 8, 256
+# Eight characters out of 32 are 40 bits. One epoch is sent with each batch and mostly not used, so many are
+# drawn at a time; each character stands for eight of the 256 bytes.
+EPOCH_CHARS, EPOCHS_AT_ONCE = 8, 256
+EPOCH_ALPHABET = b"abcdefghijklmnopqrstuvwxyz234567" * 8
 # How the scripts write a room's state, for Lua's ``struct``: seq of the newest event, bytes in the log, time (ms)
-# and newest seq when the repeats rotated last, time (ms) when the lives were renewed last; epoch, run id of the server.
+# and newest seq when the repeats rotated last, time (ms) when the lives were renewed last; then, each behind its
+# length, the epoch and the run id of the server.
 STATE = "<I8I8I8I8I8Bc0Bc0"
 
 
@@ -81,9 +83,7 @@ class RoomKeys(NamedTuple):
 class Waiting(NamedTuple):
     """One message on its way."""
 
-    who: str
-    fingerprint: str
-    body: bytes
+    packed: bytes  # as it is in the command
     reply: Callable[[Outcome], None]
     deadline: float
 
@@ -99,7 +99,7 @@ class Find(NamedTuple):
 class RoomQueue:
     """The messages of one room that wait or are in flight."""
 
-    __slots__ = ("batch", "fresh_epoch", "keys", "link", "scheduled", "slot", "waiting")
+    __slots__ = ("batch", "fresh_epoch", "head", "head_link", "keys", "link", "scheduled", "slot", "waiting")
 
     def __init__(self, keys: RoomKeys, slot: int) -> None:
         self.keys = keys
@@ -107,7 +107,9 @@ class RoomQueue:
         self.link: Link | None = None  # that the batch is out on
         self.waiting: list[Waiting] = []
         self.batch: list[Waiting] = []
-        self.fresh_epoch = ""
+        self.fresh_epoch = b""
+        self.head = b""  # what all commands of the room begin with on head_link
+        self.head_link: Link | None = None
         self.scheduled = False
 
 
@@ -119,7 +121,7 @@ class Script(NamedTuple):
 
     @classmethod
     def load(cls, name: str, **constants: int | str) -> Script:
-        """The script ``scripts/<name>.lua`` of this package, with these names and ``packed`` as locals before it."""
+        """The script ``scripts/<name>.lua`` of this package, with these names and STATE as locals before it."""
         text = files("tornadochat").joinpath("scripts", f"{name}.lua").read_text("utf-8")
         constants = {"packed": STATE, **constants}
         values = (f"'{value}'" if isinstance(value, str) else str(value) for value in constants.values())
@@ -146,10 +148,10 @@ def publish_script(settings: Settings, sharded: bool) -> Script:
     )
 
 
-def epochs() -> Iterator[str]:
+def epochs() -> Iterator[bytes]:
     """Eight random characters each, 40 bits: two lives of one room do not share an epoch."""
     while True:
-        drawn = base64.b32encode(secrets.token_bytes(EPOCH_BYTES * EPOCHS_AT_ONCE)).decode("ascii").lower()
+        drawn = secrets.token_bytes(EPOCH_CHARS * EPOCHS_AT_ONCE).translate(EPOCH_ALPHABET)
         for first in range(0, len(drawn), EPOCH_CHARS):
             yield drawn[first : first + EPOCH_CHARS]
 
@@ -302,9 +304,10 @@ class Publisher:
         if queue is None:
             keys = self._keys_of(room)
             queue = self._queues[room] = RoomQueue(keys, self.links.slot_of(keys.meta))
+        packed = pack_message(user_id, message_id, fingerprint_of(text), body)
         self._count += 1
         deadline = monotonic() + self._settings.publish_seconds
-        queue.waiting.append(Waiting(f"{user_id} {message_id}", fingerprint_of(text), body, reply, deadline))
+        queue.waiting.append(Waiting(packed, reply, deadline))
         if not queue.batch and not queue.scheduled:
             queue.scheduled = True
             if not self._scheduled:
@@ -328,20 +331,25 @@ class Publisher:
         if not queue.batch:
             if not queue.waiting:
                 return
-            queue.batch = _next_batch(queue.waiting)
+            if len(queue.waiting) == 1:
+                queue.batch, queue.waiting = queue.waiting, []
+            else:
+                queue.batch = _next_batch(queue.waiting)
             queue.fresh_epoch = next(self.epochs)
         self._send_on(link, queue)
 
     def _send_on(self, link: Link, queue: RoomQueue) -> None:
-        assert link.info is not None  # it was learnt before the connection became a route
-        arguments: list[str | bytes] = [
-            *("EVALSHA", self._publish_script.digest, "5", *queue.keys),
-            *(link.info.run_id, queue.fresh_epoch),
-        ]
-        for message in queue.batch:
-            arguments += message[:3]
+        if queue.head_link is not link:
+            assert link.info is not None  # it was learnt before the connection became a route
+            digest, run_id = self._publish_script.digest, link.info.run_id
+            queue.head, queue.head_link = pack_arguments(["EVALSHA", digest, "5", *queue.keys, run_id]), link
+        batch = queue.batch
+        messages = batch[0].packed if len(batch) == 1 else b"".join([message.packed for message in batch])
         queue.link = link
-        link.call_packed(functools.partial(self._replied, queue, queue.batch, link, monotonic()), arguments)
+        link.call_packed(
+            functools.partial(self._replied, queue, batch, link, monotonic()),
+            b"*%d\r\n%b$8\r\n%b\r\n%b" % (10 + 3 * len(batch), queue.head, queue.fresh_epoch, messages),
+        )
 
     def _replied(self, queue: RoomQueue, batch: list[Waiting], link: Link, sent: float, reply: Any) -> None:
         if queue.batch is not batch:
@@ -359,7 +367,7 @@ class Publisher:
             self._idle.set()
         if queue.waiting:
             self._send(queue)
-        if type(reply) is bytes:
+        if isinstance(reply, bytes):
             epoch, seq = reply[:EPOCH_CHARS].decode("ascii"), int(reply[EPOCH_CHARS:])
             for message in batch:
                 _answer(message.reply, Outcome("stored", epoch, seq))
@@ -489,7 +497,7 @@ def _next_batch(waiting: list[Waiting]) -> list[Waiting]:
     """Take the oldest messages out of ``waiting``, as many as one script may store."""
     size = count = 0
     for message in waiting[:BATCH_MESSAGES]:
-        size += len(message.body)
+        size += len(message.packed)
         if count and size > BATCH_BYTES:
             break
         count += 1

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import hiredis
 
-from tornadochat._fastframe import pack_arguments
 from tornadochat.errors import StoreError, StoreRefused, Unavailable
 from tornadochat.store_address import Address, find_primary
 from tornadochat.worker_loop import at_end_of_turn, open_stream
@@ -178,10 +177,10 @@ class Link(asyncio.Protocol):
         self._replies.append(reply)
         self.send(*command)
 
-    def call_packed(self, reply: Reply, arguments: list[str | bytes]) -> None:
-        """``call`` for the commands that come by the thousand."""
+    def call_packed(self, reply: Reply, packed: bytes) -> None:
+        """``call`` for the commands that come by the thousand: ``packed`` is one, as RESP has it."""
         self._replies.append(reply)
-        self._put(b"*%d\r\n%b" % (len(arguments), pack_arguments(arguments)))
+        self._put(packed)
 
     def send(self, *command: Any) -> None:
         """Send one command whose reply is pushed, with everything else of this turn of the loop."""

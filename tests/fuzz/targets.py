@@ -24,6 +24,7 @@ from tornadochat._fastframe import (
     encode_plain,
     encode_published,
     pack_arguments,
+    pack_message,
     pack_published,
     plain_message,
     plain_send,
@@ -307,6 +308,15 @@ def packing(data: bytes) -> None:
         packed: bytes | None = pack_arguments(arguments)
     except UnicodeEncodeError:
         packed = None
+    assert packed == expected
+    try:
+        packed = pack_message(room, message_id, user_id, data)
+    except UnicodeEncodeError:
+        packed = None
+    try:
+        expected = b"".join(map(bulk_string, (f"{room} {message_id}", user_id, data)))
+    except UnicodeEncodeError:
+        expected = None
     assert packed == expected
 
 

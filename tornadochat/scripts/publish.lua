@@ -25,7 +25,7 @@ if (last - first + 1) % 3 ~= 0 or last < first then
   return redis.error_reply('ERR a batch is user and id, fingerprint and body of each message')
 end
 for i = first, last, 3 do
-  if ARGV[i + 2]:byte() ~= 123 or #ARGV[i + 2] < 3 then  -- '{'
+  if ARGV[i + 2]:byte() ~= 123 or #ARGV[i + 2] < 3 then  -- {
     return redis.error_reply('ERR a body is a JSON object with at least one member')
   end
 end
