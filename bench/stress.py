@@ -338,15 +338,13 @@ def _stop(number: int, _frame: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 only if nothing went wrong."""
     options = options_of(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)  # SIGINT too: a shell that starts it in the background has it ignored
     try:
         found, _folder = run(options)
     except (peers.Unavailable, TimeoutError, RuntimeError) as error:
         print(f"the run was broken off: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     return 0 if found is not None else 1
 
 

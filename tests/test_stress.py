@@ -456,8 +456,14 @@ def test_the_web_page_starts_a_run_shows_it_and_stops_it(server: Server, tmp_pat
 
 
 def start_stress(*options: str) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-m", "bench.stress", *options]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """Started as a shell starts it in the background: with SIGINT ignored."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.stress", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
 
 
 def run_stress(*options: str) -> tuple[int, str]:
