@@ -388,7 +388,7 @@ def series_text(series: Series, points: Sequence[Point]) -> str:
     lines = []
     for name, (unit, cost) in COSTS.items():
         line = fit(points, cost)
-        lines.append(f"- {name} = {line.base:.3g} + {line.slope:.3g} x {unit} (R2 {line.r2:.3f})")
+        lines.append(f"- {name}, {unit}: {line.base:.3g} + {line.slope:.3g} x {series.axis} (R2 {line.r2:.3f})")
     return "\n\n".join(
         [f"### By {series.name}", f"The same for all: {series.stays}.", table(heads, rows), "\n".join(lines)]
     )

@@ -105,7 +105,7 @@ def test_growth_is_measured_and_written_between_its_markers(
     assert growth.main(["--small", "--seconds=1", "--write-docs", f"--docs={tmp_path}"]) == 0
     text = (tmp_path / "scale.md").read_text()
     assert text.startswith("# How it grows\n") and "old" not in text and text.endswith(f"\n\n{growth.END}\n")
-    assert "- store's commands = " in text and "(plots/growth-users.svg)" in text
+    assert "- store's commands, a second: " in text and "(plots/growth-users.svg)" in text
     assert "</svg>" in (tmp_path / "plots" / "growth-users.svg").read_text()
     assert "### By users" in capsys.readouterr().out
 
