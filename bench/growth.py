@@ -437,7 +437,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{one.name} {shape.x:g}: {found[one.name][-1]}", file=sys.stderr, flush=True)
     parts = [
         "Measured by `python -m bench.growth --write-docs`, with two workers and their embedded store where "
-        f"nothing else is said; x is what grows. {place(this_machine())}",
+        f"nothing else is said. {place(this_machine())}",
         *(series_text(one, found[one.name]) for one in series),
     ]
     if not options.small:
