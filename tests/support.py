@@ -215,3 +215,22 @@ def read_all(sock: socket.socket) -> bytes:
         if not piece:
             return data
         data += piece
+
+
+def check_loss_is_announced(ada: Person, bob: Person, port: int, room: str, epoch: str, lost: str) -> None:
+    """The store of a room lost all but its first message: a new epoch says so to everybody.
+
+    Args:
+        epoch: Of the room before.
+        lost: Id of a message, ``lost 0``, that was stored second; its sender tries again, as it may: the server
+            that knew it is gone.
+    """
+    ada.say(room, "lost 0", lost)
+    reset = bob.expect("reset")
+    assert (reset["truncated"], reset["seq"]) == (True, 1) and reset["epoch"] != epoch
+    again = bob.expect("message")
+    assert (again["seq"], again["id"]) == (2, lost)
+    for seq, truncated in ((1, False), (3, True)):
+        with Person(port) as late:
+            joined = late.join(room, after={"epoch": epoch, "seq": seq})
+            assert (joined["truncated"], joined["epoch"]) == (truncated, reset["epoch"])

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from bench.processes import Server, free_port, running_server
 from bench.redis_cluster import Cluster, find_cluster_binary, running_cluster, wait_for
-from tests.support import SLOWNESS, Person, http, make_certificate
+from tests.support import SLOWNESS, Person, check_loss_is_announced, http, make_certificate
 from tests.test_broker import Bench
 from tests.test_broker import run as run_broker
 from tests.test_failover import assert_api_works, running_store, wait_until_up
@@ -251,16 +251,7 @@ def test_what_a_promoted_replica_lacked_is_announced_and_its_numbers_are_not_giv
         assert [message["seq"] for message in bob.messages(2)] == [2, 3]
         victim.process.kill()
         assert bob.expect("status", broker="down") and bob.expect("status", broker="up", timeout=30)
-        # Its sender tries again, as it may: the server that knew it is gone.
-        ada.say(room, "lost 0", ids[0])
-        reset = bob.expect("reset")
-        assert (reset["truncated"], reset["seq"]) == (True, 1) and reset["epoch"] != epoch
-        again = bob.expect("message")
-        assert (again["seq"], again["id"]) == (2, ids[0])
-        for seq, truncated in ((1, False), (3, True)):
-            with Person(server.port) as late:
-                joined = late.join(room, after={"epoch": epoch, "seq": seq})
-                assert (joined["truncated"], joined["epoch"]) == (truncated, reset["epoch"])
+        check_loss_is_announced(ada, bob, server.port, room, epoch, ids[0])
 
 
 @pytest.mark.faults

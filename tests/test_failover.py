@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from bench.processes import Server, free_port, running_server
-from tests.support import SLOWNESS, Person, http, make_certificate
+from tests.support import SLOWNESS, Person, check_loss_is_announced, http, make_certificate
 from tornadochat.embedded import find_binary
 from tornadochat.errors import StartError, Unavailable
 from tornadochat.redis_link import Link
@@ -174,16 +174,7 @@ def test_a_replica_that_lacks_the_last_writes_never_gives_their_numbers_away(
         assert [message["seq"] for message in bob.messages(2)] == [2, 3]
         pair.primary.kill()
         assert bob.expect("status", broker="up", timeout=20)
-        # Its sender tries again, as it may: the store that knew it is gone.
-        ada.say(room, "lost 0", ids[0])
-        reset = bob.expect("reset")
-        assert (reset["truncated"], reset["seq"]) == (True, 1) and reset["epoch"] != epoch
-        again = bob.expect("message")
-        assert (again["seq"], again["id"]) == (2, ids[0])
-        for seq, truncated in ((1, False), (3, True)):
-            with Person(server.port) as late:
-                joined = late.join(room, after={"epoch": epoch, "seq": seq})
-                assert (joined["truncated"], joined["epoch"]) == (truncated, reset["epoch"])
+        check_loss_is_announced(ada, bob, server.port, room, epoch, ids[0])
 
 
 def test_an_address_that_leads_to_a_replica_is_not_written_to(
