@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import select
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -18,7 +20,8 @@ from websockets.exceptions import ConnectionClosed
 
 from bench import rolling
 from bench.processes import Server, command, free_port, running_server, tree
-from tests.support import SLOWNESS, Person, dial, http, read_head, request_bytes
+from bench.wire import REQUEST
+from tests.support import SLOWNESS, Person, dial, http, make_certificate, read_head, request_bytes
 
 pytestmark = pytest.mark.faults
 QUICK = f"--drain-seconds={0.3 * SLOWNESS:g}"
@@ -134,6 +137,47 @@ def test_sighup_replaces_every_worker_without_refusing_anybody(tmp_path: Path) -
         assert connects > 0 and "all workers are replaced" in log_of(tmp_path)
         metrics = http(server.port, "GET", "/metrics").body.decode()
         assert "tornadochat_worker_restarts_total 2.0" in metrics
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_who_has_connected_is_answered_although_the_worker_ends(tmp_path: Path, tls: bool) -> None:
+    """A worker without members ended at once, and cut off who had connected and was about to ask."""
+    options, wrap = [QUICK], contextlib.nullcontext
+    if tls:
+        certificate, key = make_certificate(tmp_path)
+        options += [f"--certfile={certificate}", f"--keyfile={key}"]
+        wrap = functools.partial(
+            ssl.create_default_context(cafile=certificate).wrap_socket, server_hostname="localhost"
+        )
+    with (
+        running_server(tmp_path, *options, workers=1, scheme="https" if tls else "http") as server,
+        dial(server.port) as plain,
+        wrap(plain) as slow,
+    ):
+        os.kill(server.workers[0], signal.SIGTERM)
+        time.sleep(0.5)
+        slow.sendall(REQUEST)
+        received = b""
+        while b"\x03\xf4" not in received:  # close code 1012 of RFC 6455 section 7.4
+            part = slow.recv(4096)
+            assert part, received
+            received += part
+        assert received.startswith(b"HTTP/1.1 101 ") and b'"drain"' in received
+
+
+def test_a_request_that_is_under_way_is_answered_although_the_worker_ends(tmp_path: Path) -> None:
+    with running_server(tmp_path, QUICK, workers=1) as server, dial(server.port) as slow:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert slow.recv(4096).startswith(b"HTTP/1.1 200 ")
+        slow.sendall(
+            b"POST /api/session HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 15\r\n\r\n{"
+        )
+        time.sleep(0.2)  # its head has come
+        os.kill(server.workers[0], signal.SIGTERM)
+        time.sleep(0.5)
+        slow.sendall(b'"name": "Ada"}')
+        assert slow.recv(4096).startswith(b"HTTP/1.1 201 ")
 
 
 def test_no_connect_is_refused_while_the_workers_are_replaced_again_and_again(tmp_path: Path) -> None:

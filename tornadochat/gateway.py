@@ -13,6 +13,7 @@ import logging
 import os
 import ssl
 import time
+from collections.abc import Callable
 from http.client import responses
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import parse_qs
@@ -21,6 +22,7 @@ import tornado.web
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.httputil import (
+    HTTPConnection,
     HTTPHeaders,
     HTTPMessageDelegate,
     HTTPServerRequest,
@@ -100,8 +102,56 @@ class Services(Protocol):
         """Take a member over."""
 
 
+class AnsweringServer(HTTPServer):
+    """An HTTP server that knows whom it still owes an answer, so that an end cuts nobody off.
+
+    Somebody who has connected sends a first request at once, and takes it ill when nothing answers it; a
+    connection that is kept alive may be closed between two requests (RFC 9112 section 9.5).
+
+    Attributes:
+        owed: Connections whose first request has not come or that wait for an answer, and streams that wait
+            for the end of theirs.
+        on_settled: Called whenever one has left ``owed``.
+    """
+
+    def initialize(self, *args: Any, **options: Any) -> None:
+        """See ``HTTPServer.initialize``."""
+        super().initialize(*args, **options)
+        self.owed: set[HTTPConnection | IOStream] = set()
+        self.on_settled: Callable[[], object] | None = None
+        self._current: dict[object, HTTPConnection] = {}  # the request that each socket is at
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """A connection waits for a request, its first one or the next one."""
+        answered = self._current.get(server_conn)
+        self._current[server_conn] = request_conn
+        if answered is None:
+            self.owed.add(request_conn)
+        else:
+            self.settle(answered)
+        return super().start_request(server_conn, request_conn)
+
+    def on_close(self, server_conn: object) -> None:
+        """A connection is closed, or is a WebSocket now."""
+        super().on_close(server_conn)
+        self.settle(self._current.pop(server_conn))
+
+    def settle(self, connection: HTTPConnection | IOStream) -> None:
+        """Somebody has an answer, or is gone."""
+        self.owed.discard(connection)
+        if self.on_settled is not None:
+            self.on_settled()
+
+
 class Gateway(Router):
-    """Routes requests, and keeps count of what each address does."""
+    """Routes requests, and keeps count of what each address does.
+
+    Attributes:
+        server: What takes connections; it is not listening yet.
+
+    Raises:
+        StartError: The certificate cannot be used.
+    """
 
     def __init__(self, services: Services) -> None:
         self.services = services
@@ -118,21 +168,19 @@ class Gateway(Router):
             log_function=log_request,
             default_handler_class=pages.NotFound,
         )
+        self.server = self._server()
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate | None:
         """See ``tornado.routing.Router``."""
+        assert request.connection is not None
+        self.server.owed.add(request.connection)
         if request.path == PATH:
             return Door(self, request)
         return self.application.find_handler(request, **kwargs)
 
-    def server(self) -> HTTPServer:
-        """An HTTP server that is not listening yet.
-
-        Raises:
-            StartError: The certificate cannot be used.
-        """
+    def _server(self) -> AnsweringServer:
         settings = self.services.settings
-        return HTTPServer(
+        return AnsweringServer(
             self,
             ssl_options=tls_context(settings.certfile, settings.keyfile) if settings.tls else None,
             idle_connection_timeout=settings.handshake_seconds,
@@ -239,6 +287,7 @@ class Door(HTTPMessageDelegate):
         except StreamClosedError:
             self._gateway.release(address)
             return
+        self._gateway.server.owed.add(stream)
         written.add_done_callback(functools.partial(self._hand_stream_over, upgraded))
 
     def _hand_stream_over(self, upgraded: Upgraded, written: asyncio.Future[None]) -> None:
@@ -247,6 +296,7 @@ class Door(HTTPMessageDelegate):
             self._gateway.release(upgraded.address)
         else:
             self._gateway.services.adopt(upgraded)
+        self._gateway.server.settle(upgraded.stream)
 
     def _hand_over(
         self, stream: IOStream, answer: bytes, identity: Identity, address: str, deflates: bool

@@ -177,7 +177,7 @@ class Worker:
             stored=0,
         )
         self._stopped = asyncio.Event()
-        self._empty = asyncio.Event()  # set once a drain has no member left
+        self._gone = asyncio.Event()  # a member, or somebody who waited for an answer
         self._tasks: set[asyncio.Task[None]] = set()
         self._told_down: set[Member] = set()  # who knows that the store of one of its rooms is away
         self._unjoined: deque[tuple[float, Member]] = deque()  # oldest first: all wait equally long
@@ -195,7 +195,7 @@ class Worker:
         if self.plain_sockets and not isinstance(self.loop, WorkerLoop):
             self.loop.add_reader(self.reactor.fileno(), self._poll)
             self.reactor.on_work_left = self._poll_soon
-        server = self.gateway.server()
+        server = self.gateway.server
         self.broker.on_publish_seconds = self.metrics.published
         await self.broker.start()
         self._spawn(self.identity.keep())
@@ -221,8 +221,7 @@ class Worker:
     async def _drain(self) -> None:
         """Tell everyone to move elsewhere, a part at a time, then finish what is in flight."""
         self.draining = True
-        if not self.members:
-            self._empty.set()
+        self.gateway.server.on_settled = self._gone.set
         seconds = self.settings.drain_seconds
         members = list(self.members)
         random.shuffle(members)
@@ -233,7 +232,9 @@ class Worker:
             await asyncio.sleep(seconds / DRAIN_STEPS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.close_seconds / 2):
-                await self._empty.wait()
+                while self.members or self.gateway.server.owed:
+                    self._gone.clear()
+                    await self._gone.wait()
         for task in self._tasks:
             task.cancel()
         await self.presence.stop()
@@ -353,8 +354,7 @@ class Worker:
         self.members.discard(member)
         self._told_down.discard(member)
         member.closed()
-        if self.draining and not self.members:
-            self._empty.set()
+        self._gone.set()
         self.gateway.release(member.address)
 
     # What the broker reports -----------------------------------------------------------------------
