@@ -393,6 +393,50 @@ def test_an_empty_store_starts_over_and_says_so(world: World) -> None:
     assert ann.seqs()[-2:] == [1, 2] and ann.over == [(NEXT, 0)]
 
 
+class Vanished(Recorder):
+    """A member whose peer is gone, which the first send finds out."""
+
+    def __init__(self, room: Room) -> None:
+        super().__init__()
+        self.room = room
+
+    def send_text(self, payload: bytes) -> None:
+        super().send_text(payload)
+        self.closed = True
+        self.room.leave(self)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_who_is_gone_when_it_is_let_in_holds_the_room_up_never_again(world: World, read: bool) -> None:
+    """It stayed among those who are caught up, and the room could not go on into the next epoch."""
+    ann = world.joined()
+    world.say(200)
+    room = world.hub.rooms["tea"]
+    if read:
+        room.ring.clear()  # its history is read from the log
+    gone = Vanished(room)
+    room.join(gone, None, 50)  # type: ignore[arg-type]
+    assert gone.kinds() == ["joined"] and not room.replays
+    world.epoch, world.ends = NEXT, [(EPOCH, 200)]
+    world.say(1)
+    assert room.state is State.LIVE and ann.seqs() == list(range(1, 202))
+
+
+def test_who_is_found_gone_by_a_reset_does_not_hold_it_up(world: World) -> None:
+    ann, room = world.joined(), world.hub.rooms["tea"]
+    world.say(200)
+    (channel,) = room.channels
+    assert isinstance(channel, Channel)
+    channel.takes = False
+    gone, waits = Vanished(room), world.joined(history=200)
+    for member in (gone, waits):
+        channel.join(member, 1, False)
+        room.replays.add(member)  # type: ignore[arg-type]
+    world.epoch, world.ends = NEXT, [(EPOCH, 200)]
+    world.say(1)
+    assert room.state is State.LIVE and ann.seqs() == list(range(1, 202)) and gone not in room.replays
+
+
 def test_after_more_epochs_than_are_remembered_the_present_one_goes_out(world: World) -> None:
     ann = world.joined()
     world.say(2)

@@ -321,8 +321,9 @@ class Room:
         notice = encode_plain([protocol.reset(self.name, epoch, seq, truncated)])
         for channel in self.channels:
             channel.reset(notice, seq + 1)
-        for member in self.replays:
-            self._reset_replay(member, seq, survived)
+        for member in tuple(self.replays):
+            if not member.connection.closed:
+                self._reset_replay(member, seq, survived)
 
     def _reset_replay(self, member: Member, seq: int, survived: int | None) -> None:
         """The same for a member that is being caught up: numbers go on across epochs, so one that
@@ -408,8 +409,10 @@ class Room:
         event = protocol.joined(
             self.name, self.epoch, head, truncated, head - start + 1, self._ports.people(self.name)
         )
+        self.replays.add(member)  # first: a send that finds the connection gone takes it out again
         member.connection.send_text(event)
-        self.replays.add(member)
+        if member.connection.closed:
+            return
         if page is not None:
             self._replay_page(member, page)
         self.advance(member)
