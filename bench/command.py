@@ -71,6 +71,7 @@ class Talk:
             find_repeat=ignore,
             enter=ignore,
             leave=ignore,
+            bring_home=lambda member, join: False,
             typing=ignore,
             spoke=ignore,
             who=ignore,

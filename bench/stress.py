@@ -140,6 +140,7 @@ def target_of(options: argparse.Namespace, workers: int, folder: Path) -> Iterat
         with running_server(
             folder / "data",
             "--drain-seconds=0.5",
+            f"--gather={workers > len(os.sched_getaffinity(0))}",
             *options.server_option,
             workers=workers,
             start_seconds=START_SECONDS + workers * START_SECONDS_A_WORKER,

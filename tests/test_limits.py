@@ -36,10 +36,12 @@ def test_loopback_addresses_are_known(address: str, wanted: bool) -> None:
 
 def test_connections_of_an_address_are_counted() -> None:
     counts = AddressCounts(Settings(max_connections_per_address=2))
-    assert [counts.add("127.0.0.1") for _ in range(3)] == [True, True, False]
-    assert counts.add("127.0.0.2")
+    for _ in range(2):
+        assert counts.may_add("127.0.0.1")
+        counts.add("127.0.0.1")
+    assert not counts.may_add("127.0.0.1") and counts.may_add("127.0.0.2")
     counts.remove("127.0.0.1")
-    assert counts.add("127.0.0.1")
+    assert counts.may_add("127.0.0.1")
 
 
 def test_the_table_of_addresses_is_bounded() -> None:

@@ -15,6 +15,30 @@ cdef class Connection:
         """Bytes that wait for the socket."""
         return 0 if self.conn == NULL else self.conn.room_bytes + self.conn.answer_bytes
 
+    @property
+    def portable(self):
+        """Whether another process can take the socket over: it is open, in no room, and nothing waits for it."""
+        return (
+            self.conn != NULL and self.conn.fd >= 0 and self.conn.first == NULL and self.conn.room_count == 0
+            and not self.conn.flags & ~<uint32_t>(DEFLATES | PINGED)
+        )
+
+    @property
+    def deflates(self):
+        """Whether permessage-deflate is negotiated."""
+        return self.conn != NULL and self.conn.flags & DEFLATES != 0
+
+    def fileno(self):
+        """The descriptor, which stays the reactor's; -1 once closed."""
+        return -1 if self.conn == NULL else self.conn.fd
+
+    def unread(self):
+        """What came behind the message that is being handled, and is not handled yet."""
+        cdef Reactor reactor = self.reactor
+        if self.conn == NULL or reactor.parsed != self.conn:
+            return b""
+        return PyBytes_FromStringAndSize(<char *>reactor.parsed_data, reactor.parsed_size)
+
     def feed(self, bytes received not None):
         """Handle bytes that were read before the reactor took over."""
         cdef bytes copy

@@ -117,6 +117,9 @@ cdef class Reactor(Sockets):
     cdef channel_t *last_walk
     cdef uint32_t max_message, max_backlog, max_answer, replay_limit
     cdef uint32_t ping_after, pong_after, close_after, stuck_after
+    cdef conn_t *parsed             # whose bytes are being handled, and what is left of them
+    cdef unsigned char *parsed_data
+    cdef size_t parsed_size
     cdef int depth
     cdef int64_t spent_us, last_walk_us
     cdef shared_t *ping

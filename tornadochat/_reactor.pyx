@@ -429,6 +429,7 @@ cdef class Reactor(Sockets):
             found = decoder_next(&conn.decoder, data, size, &used, &frame)
             data += used
             size -= used
+            self.parsed, self.parsed_data, self.parsed_size = conn, data, size
             if found == DECODED_TEXT:
                 self.message(conn, self.on_text, found, &frame)
             elif found == DECODED_BINARY:
@@ -439,11 +440,12 @@ cdef class Reactor(Sockets):
                     answer(self, conn, pong)
             elif found == DECODED_CLOSE:
                 self.peer_closed(conn, frame.code)
-                return
+                break
             elif found == DECODED_ERROR:
                 conn.flags |= FAILED
                 self.start_close(conn, frame.code, (<bytes>frame.reason).decode("ascii"))
-                return
+                break
+        self.parsed = NULL
 
     cdef void message(self, conn_t *conn, object handler, int kind, frame_t *frame):
         cdef Connection connection = <Connection>conn.connection

@@ -244,7 +244,11 @@ class Authenticator:
     # Sessions that were ended ----------------------------------------------------------------------
 
     def _is_ended(self, user_id: str, issued: float) -> bool:
-        return issued <= self._ended.get(user_id, -1.0)
+        return issued <= self.ended_at(user_id)
+
+    def ended_at(self, user_id: str) -> float:
+        """Unix time up to which no session of this user is taken; -1 for any."""
+        return self._ended.get(user_id, -1.0)
 
     def end(self, user_id: str, at: float) -> None:
         """Take no session of this user that was given out up to this Unix time."""

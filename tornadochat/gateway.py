@@ -40,8 +40,10 @@ from tornadochat.limits import AddressCounts, AddressRates
 
 if TYPE_CHECKING:
     from tornadochat.broker import Broker
+    from tornadochat.homes import Homes
     from tornadochat.metrics import Metrics
     from tornadochat.presence import Presence
+    from tornadochat.protocol import Join
     from tornadochat.settings import Settings
 
 log = logging.getLogger("tornadochat")
@@ -66,6 +68,7 @@ class Upgraded(NamedTuple):
         identity: Who it is.
         address: Where it comes from, for ``Gateway.release``.
         deflates: Whether permessage-deflate is negotiated.
+        join: With what it moved here from another worker, which has let it in; None for who is new.
     """
 
     fd: int
@@ -75,6 +78,7 @@ class Upgraded(NamedTuple):
     identity: Identity
     address: str
     deflates: bool
+    join: Join | None = None
 
 
 class Services(Protocol):
@@ -86,6 +90,7 @@ class Services(Protocol):
     broker: Broker
     presence: Presence
     metrics: Metrics
+    homes: Homes | None
     plain_sockets: bool  # whether the reactor takes plain sockets; else streams are handed over
 
     @property
@@ -98,7 +103,7 @@ class Services(Protocol):
     def full(self) -> bool:
         """Whether there is no room for one more member."""
 
-    def adopt(self, upgraded: Upgraded) -> None:
+    def adopt(self, upgraded: Upgraded) -> object:
         """Take a member over."""
 
 
@@ -158,7 +163,7 @@ class Gateway(Router):
         settings = services.settings
         self.trusted = handshake.parse_networks(settings.trusted_proxies)
         self.rates = AddressRates(settings, "handshakes_per_second")
-        self.counts = AddressCounts(settings)
+        self.counts = AddressCounts(settings, services.homes)
         self.application = tornado.web.Application(
             [*api.routes(), *pages.routes()],
             services=services,
@@ -234,12 +239,13 @@ class Gateway(Router):
             authorization=headers.get("Authorization"),
             name=query["name"][-1] if "name" in query else None,
         )
-        if not self.counts.add(client.address):
+        if not self.counts.may_add(client.address):
             raise HandshakeError(
                 429,
                 "This address has too many connections; close one first.",
                 {"Retry-After": str(RETRY_AFTER_SECONDS)},
             )
+        self.counts.add(client.address)
         return upgrade, identity, client.address
 
 

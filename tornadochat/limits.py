@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tornadochat.settings import DEFAULT_RATES
 
 if TYPE_CHECKING:
+    from tornadochat.homes import Homes
     from tornadochat.settings import Settings
 
 # A bucket holds this many seconds of its rate: short bursts pass, a steady flood does not.
@@ -102,23 +103,37 @@ class AddressRates:
 
 
 class AddressCounts:
-    """Open connections of each address; as many entries as addresses that have one."""
+    """Open connections of each address; as many entries as addresses that have one.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: Of the server.
+        homes: Where members move from worker to worker: all workers together let in so many times the limit.
+    """
+
+    def __init__(self, settings: Settings, homes: Homes | None = None) -> None:
         self._settings = settings
+        self._homes = homes
         self._open: dict[str, int] = {}
 
-    def add(self, address: str) -> bool:
-        """Count a connection; False, and not counted, where the address has all it may have."""
+    def may_add(self, address: str) -> bool:
+        """Whether an address may have one more connection."""
         limit = resolve(self._settings, "max_connections_per_address", address)
-        count = self._open.get(address, 0)
-        if limit and count >= limit:
-            return False
-        self._open[address] = count + 1
-        return True
+        if not limit:
+            return True
+        if self._homes is not None:
+            return self._homes.address_total(address) < limit * self._homes.slots
+        return self._open.get(address, 0) < limit
+
+    def add(self, address: str) -> None:
+        """Count a connection."""
+        self._open[address] = self._open.get(address, 0) + 1
+        if self._homes is not None:
+            self._homes.count_address(address, 1)
 
     def remove(self, address: str) -> None:
         """A connection that was counted is gone."""
+        if self._homes is not None:
+            self._homes.count_address(address, -1)
         count = self._open.get(address, 0) - 1
         if count > 0:
             self._open[address] = count

@@ -41,6 +41,7 @@ class Rules:
         find_repeat: ``broker.find_repeat``.
         enter: A user is in a room from now on (presence).
         leave: A user left: room, user, and whether by hand (or by a lost connection).
+        bring_home: Hand a member that joins its first room over to another worker; False where it stays.
         typing: A user types in a room (presence).
         spoke: A user has said something there (presence).
         who: Answer a ``who`` of a member.
@@ -57,6 +58,7 @@ class Rules:
     find_repeat: Callable[..., None]
     enter: Callable[[str, User], None]
     leave: Callable[[str, User, bool], None]
+    bring_home: Callable[[Member, Join], bool]
     typing: Callable[[str, User], None]
     spoke: Callable[[str, User], None]
     who: Callable[[Member, Who], None]
@@ -175,6 +177,17 @@ class Member:
             raise ProtocolError(
                 "forbidden", "You may not join this room; ask for access to it.", room=command.room
             )
+        # Who waits for an answer of the store stays: it comes to this worker.
+        if not self.joined_once and self._unconfirmed is None and self._rules.bring_home(self, command):
+            return
+        self.enter(command)
+
+    def enter(self, command: Join) -> None:
+        """Carry a join out on this worker.
+
+        Raises:
+            ProtocolError: The member is in too many rooms.
+        """
         room = self._rules.room(command.room)
         if room not in self.rooms:
             if self._rules.max_rooms and len(self.rooms) >= self._rules.max_rooms:
@@ -335,6 +348,8 @@ class Member:
             else:
                 self._fail(problem)
 
+        if self._unconfirmed is None:
+            self._unconfirmed = []
         try:
             self._rules.find_repeat(command.room, self.user.id, command.id, command.text, looked_up)
         except Unavailable:

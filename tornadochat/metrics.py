@@ -72,6 +72,7 @@ class Metrics:
         self.refused = Counter(
             "tornadochat_handshakes_refused", "Handshakes refused, by HTTP status", ["status"], registry=registry
         )
+        self.gathered = counter("members_gathered", "Members handed over to the worker where their room is")
         self.restarts = counter("worker_restarts", "Workers started in place of another one")
         self.publish_seconds = Histogram(
             "tornadochat_publish_seconds",

@@ -147,6 +147,11 @@ class Settings:
     compression: bool = option(False, "permessage-deflate for clients that offer it", "tuning")
     compression_level: int = option(1, "level of zlib, 1 (fast) to 9 (small)", "tuning")
     compression_min_bytes: int = option(128, "bytes of an event below which it is not compressed", "tuning")
+    # Every worker that has members of a room takes in what is said there, so this is worth it from a few workers
+    # on. But a worker that dies takes whole rooms along, and a room has one core until it has 2,000 members.
+    gather: bool = option(
+        False, "bring the members of a room together on one worker; for more workers than cores", "tuning"
+    )
     # A message waits for it twice at most, at its sender's worker and at its readers'; with the widest window
     # of a busy room that is 25 ms.
     turn_interval_ms: float = option(

@@ -28,7 +28,9 @@ from tornado.process import cpu_count, fork_processes
 from tornadochat import __version__, metrics, system_limits
 from tornadochat.embedded import EmbeddedStore
 from tornadochat.errors import StartError
+from tornadochat.handover import Handover
 from tornadochat.handshake import in_networks, parse_networks
+from tornadochat.homes import Homes
 from tornadochat.listening import check_port_free, listen
 from tornadochat.processes import end_with_parent, raise_file_limit
 from tornadochat.store_check import check_store
@@ -106,6 +108,8 @@ class Supervisor:
         self._worker_main = worker_main
         self._announce = announce
         self._slots: list[Slot] = []
+        self._homes: Homes | None = None
+        self._handover: Handover | None = None
         self._store: EmbeddedStore | None = None
         self._store_url = settings.redis
         self._metrics_dir: Path | None = None
@@ -132,6 +136,8 @@ class Supervisor:
             stack.callback(shutil.rmtree, self._metrics_dir, ignore_errors=True)
             count = self.settings.workers or cpu_count()
             self._slots = [Slot(index, listen(self.settings.host, self._port)) for index in range(count)]
+            if self.settings.gather and count > 1 and hasattr(select, "epoll"):  # else nobody can move
+                self._homes, self._handover = Homes(count), Handover(count)
             self._catch_signals()
             gc.collect()
             gc.freeze()  # what the parent has made stays in pages that the workers share
@@ -155,6 +161,8 @@ class Supervisor:
                     os.waitpid(child.pid, 0)
             if slot.sock is not None:
                 slot.sock.close()
+        if self._handover is not None:
+            self._handover.close()
         if self._wakeup is not None:
             signal.set_wakeup_fd(-1)
             for descriptor in self._wakeup:
@@ -222,6 +230,8 @@ class Supervisor:
                 metrics_dir=self._metrics_dir,
                 tell=lambda text: os.write(writer, text.encode("utf-8") + b"\n"),
                 generation=slot.generation,
+                homes=self._homes,
+                handover=self._handover,
             )
         except StartError as error:
             log.error("worker %d cannot start: %s", number, error)
@@ -276,8 +286,10 @@ class Supervisor:
         reader = self._wakeup[0]
         while any(slot.children for slot in self._slots) or self._stopping_until is None:
             pipes = {child.pipe: (slot, child) for slot in self._slots for child in slot.children}
-            readable, _, _ = select.select([reader, *pipes], [], [], self._pause())
-            for descriptor in readable:
+            poll = select.poll()  # select.select ends at 1,024 descriptors
+            for descriptor in (reader, *pipes):
+                poll.register(descriptor, select.POLLIN)
+            for descriptor, _ in poll.poll(self._pause() * 1000):
                 if descriptor == reader:
                     self._handle_signals(os.read(reader, 4096))
                 elif descriptor in pipes:
@@ -398,6 +410,8 @@ class Supervisor:
     def _on_death(self, slot: Slot, child: Child, status: int) -> None:
         if self._stopping_until is not None:
             return
+        if self._homes is not None and not any(other.ready and not other.leaving for other in slot.children):
+            self._homes.shut_out(slot.index)  # until there is a successor
         if child.leaving:
             log.info("worker %d (process %d) has drained", slot.index, child.pid)
         else:
@@ -418,6 +432,9 @@ class Supervisor:
         if slot.sock is not None and len(self._slots) > 1:
             slot.sock.close()
             slot.sock = None
+        if self._homes is not None and self._handover is not None and not slot.children:
+            self._homes.shut_out(slot.index)
+            self._handover.empty(slot.index)
         pause = min(FIRST_BACKOFF_SECONDS * 2**slot.failures, LAST_BACKOFF_SECONDS)
         slot.failures = min(slot.failures + 1, 20)
         slot.retry_at = time.monotonic() + pause

@@ -25,10 +25,12 @@ import ujson
 
 from tornadochat import protocol
 from tornadochat._fastframe import OP_TEXT, Deflater, encode_frame
-from tornadochat.auth import Authenticator
+from tornadochat.auth import Authenticator, Identity
 from tornadochat.broker import Broker
 from tornadochat.errors import StoreError
-from tornadochat.gateway import make_gateway
+from tornadochat.gateway import Upgraded, make_gateway
+from tornadochat.handover import Parcel
+from tornadochat.homes import WIDE_MEMBERS
 from tornadochat.hub import Hub
 from tornadochat.identity import IdentityKeeper
 from tornadochat.limits import TokenBucket, resolve
@@ -47,8 +49,9 @@ except ImportError:  # systems without epoll: everybody talks through streams
 
 if TYPE_CHECKING:
     from tornadochat.broker import Concerns
-    from tornadochat.gateway import Upgraded
-    from tornadochat.protocol import Who
+    from tornadochat.handover import Handover
+    from tornadochat.homes import Homes
+    from tornadochat.protocol import Join, Who
     from tornadochat.settings import Settings
 
 log = logging.getLogger("tornadochat")
@@ -81,6 +84,8 @@ def run(
     metrics_dir: Path,
     tell: Callable[[str], object],
     generation: int,
+    homes: Homes | None = None,
+    handover: Handover | None = None,
 ) -> int:
     """Serve one slot until SIGTERM; the entry point of a forked process.
 
@@ -93,13 +98,16 @@ def run(
         tell: Tells the parent: ``ready N`` once connections are accepted, with how many members there is
             room for, and ``draining`` when they are not any more.
         generation: How many workers this slot had before.
+        homes: Where rooms come together, shared by all workers; None where members stay where they came in.
+        handover: The way there; given with ``homes``.
 
     Returns:
         Exit status: 0 after a drain.
     """
 
     async def serve() -> int:
-        return await Worker(settings, slot, store_url, metrics_dir, generation).serve(sock, tell)
+        worker = Worker(settings, slot, store_url, metrics_dir, generation, homes, handover)
+        return await worker.serve(sock, tell)
 
     interval = settings.turn_interval_ms / 1000
     with asyncio.Runner(loop_factory=lambda: new_loop(interval)) as runner:
@@ -109,12 +117,27 @@ def run(
 class Worker:
     """See the module. Also what ``gateway`` and ``api`` know of a worker (``gateway.Services``)."""
 
-    def __init__(self, settings: Settings, slot: int, store_url: str, metrics_dir: Path, generation: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        slot: int,
+        store_url: str,
+        metrics_dir: Path,
+        generation: int,
+        homes: Homes | None = None,
+        handover: Handover | None = None,
+    ) -> None:
         self.settings = settings
         self.slot = slot
         self.draining = False
         self.plain_sockets = Reactor is not None
-        self.capacity = settings.max_connections or max(1, raise_file_limit() - RESERVED_FILES)
+        reserved = RESERVED_FILES + (homes.slots if homes is not None else 0)
+        self.capacity = settings.max_connections or max(1, raise_file_limit() - reserved)
+        self.homes, self.handover = homes, handover
+        if homes is not None:
+            homes.take(slot, generation, self.capacity)
+        if handover is not None:
+            handover.take(slot)
         self.worker_id = f"{slot}-{secrets.token_hex(6)}"
         self.members: set[Member] = set()
         self._next_expiry = math.inf  # no member's token ends before this
@@ -166,6 +189,7 @@ class Worker:
             find_repeat=self.broker.find_repeat,
             enter=self.presence.join,
             leave=self.presence.leave,
+            bring_home=self._bring_home,
             typing=self.presence.typing,
             spoke=self.presence.spoke,
             who=self._who,
@@ -183,6 +207,7 @@ class Worker:
         self._unjoined: deque[tuple[float, Member]] = deque()  # oldest first: all wait equally long
         self._poll_queued = False
         self._ticked = time.monotonic()
+        self._cpu_seconds = time.process_time()
         self._unchecked: list[str] = []  # rooms whose heads are still to be compared in this round
         self._checks_a_tick = 0
         self._counted_events = self._counted_messages = 0
@@ -204,6 +229,9 @@ class Worker:
             async with asyncio.timeout(STORE_SECONDS):
                 await self.identity.known.wait()
         server.add_socket(sock)
+        if self.homes is not None and self.handover is not None:
+            self.homes.open()
+            self.loop.add_reader(self.handover.fileno(), self._take_in)
         tell(f"ready {self.capacity}")
         duties = (
             (self._tick, TICK_SECONDS),
@@ -215,6 +243,8 @@ class Worker:
         await self._stopped.wait()
         tell("draining")
         server.stop()
+        if self.homes is not None:
+            self.homes.shut()
         await self._drain()
         return 0
 
@@ -230,6 +260,8 @@ class Worker:
             for member in members[first : first + per_step]:
                 self._send_away(member)
             await asyncio.sleep(seconds / DRAIN_STEPS)
+        if self.handover is not None:
+            self._take_in()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.close_seconds / 2):
                 while self.members or self.gateway.server.owed:
@@ -280,7 +312,7 @@ class Worker:
         """Whether there is no file descriptor left for one more member."""
         return len(self.members) >= self.capacity
 
-    def adopt(self, upgraded: Upgraded) -> None:
+    def adopt(self, upgraded: Upgraded) -> Member:
         """Take over a socket whose handshake was accepted."""
         identity = upgraded.identity
         member = Member(
@@ -293,16 +325,33 @@ class Worker:
             rates=self._rates(upgraded.address),
         )
         self.members.add(member)
+        if self.homes is not None and upgraded.join is None:  # else its sender has counted it
+            self.homes.count(1)
         if member.expires > 0:
             self._next_expiry = min(self._next_expiry, member.expires)
-        self._begin(member, upgraded)
+        try:
+            self._begin(member, upgraded)
+        except BaseException:
+            connection = getattr(member, "connection", None)
+            if connection is None:
+                self._forget(member)
+                self.gateway.release(member.address)
+            else:
+                connection.abort()
+            raise
         if not self.broker.available:
             self._tell_status(member)
         if self.draining:  # it was accepted a moment before the end: nobody is refused for that
             self._send_away(member)
+        return member
 
     def _begin(self, member: Member, upgraded: Upgraded) -> None:
         identity = upgraded.identity
+        if upgraded.join is not None:
+            moved = member.connection = self.reactor.attach(upgraded.fd, member, upgraded.deflates)
+            member.enter(upgraded.join)
+            moved.feed(upgraded.received)
+            return
         welcome = protocol.welcome(identity.user, identity.session, self.rules.limits)
         if upgraded.stream is None:
             connection = member.connection = self.reactor.attach(upgraded.fd, member, upgraded.deflates)
@@ -314,6 +363,65 @@ class Worker:
             stream.start(upgraded.received)
         if self.settings.join_seconds:
             self._unjoined.append((time.monotonic() + self.settings.join_seconds, member))
+
+    # Members of one room come together ---------------------------------------------------------------
+
+    def _bring_home(self, member: Member, join: Join) -> bool:
+        """Hand a member that joins its first room over to the worker where the others are.
+
+        Returns:
+            False where it stays here: this is its room's home, or the other worker cannot have it.
+        """
+        homes, handover = self.homes, self.handover
+        if homes is None or handover is None or member.transport_index != EPOLL or self.draining:
+            return False
+        room = self.hub.rooms.get(join.room)
+        if room is not None and len(room) >= WIDE_MEMBERS:
+            homes.widen(join.room)
+            return False
+        connection: Any = member.connection
+        home = homes.find(join.room) if connection.portable else None
+        if home is None:
+            return False
+        identity = Identity(member.user, "", member.allowed, member.expires)
+        ended = self._ended_at(identity)
+        parcel = Parcel(identity, member.address, connection.deflates, ended, join, connection.unread())
+        if not handover.send(home, connection.fileno(), parcel):
+            return False
+        homes.expect(home)
+        member.joined_once = True  # nobody waits for it here any more
+        connection.abort()  # the other worker has a descriptor of its own
+        self.metrics.gathered.inc()
+        return True
+
+    def _take_in(self) -> None:
+        """Take over who was brought here."""
+        assert self.handover is not None and self.homes is not None
+        if self.draining and self.homes.succeeded():
+            self.loop.remove_reader(self.handover.fileno())  # the successor takes in who is on the way
+            return
+        for descriptor, parcel in self.handover.receive():
+            identity, address, deflates, ended, join, received = parcel
+            full = self.full()
+            self.gateway.counts.add(address)
+            try:
+                member = self.adopt(Upgraded(descriptor, None, b"", received, identity, address, deflates, join))
+            except Exception:
+                log.exception("a member that was brought here could not be taken over; its connection is closed")
+                continue
+            if self._ended_at(identity) > ended:
+                self._end(member)  # while it was on its way
+            elif full:
+                member.connection.close(1013, "the worker is full; connect again")
+
+    def _ended_at(self, identity: Identity) -> float:
+        """When the sessions of a user were last ended, as far as this worker has heard; -1 for never."""
+        return self.authenticator.ended_at(identity.user.id) if self.authenticator is not None else -1.0
+
+    def _forget(self, member: Member) -> None:
+        self.members.discard(member)
+        if self.homes is not None:
+            self.homes.count(-1)
 
     def _rates(self, address: str) -> Rates:
         found = [
@@ -351,7 +459,7 @@ class Worker:
             self.loop.call_soon(self._poll)
 
     def _on_closed(self, member: Member, code: int, reason: str) -> None:
-        self.members.discard(member)
+        self._forget(member)
         self._told_down.discard(member)
         member.closed()
         self._gone.set()
@@ -399,8 +507,11 @@ class Worker:
             if kind == "kick":
                 member.removed(room)
             elif kind == "end":
-                member.connection.send_text(protocol.bye("session_ended", 0))
-                member.connection.close(1008, "the session was ended")
+                self._end(member)
+
+    def _end(self, member: Member) -> None:
+        member.connection.send_text(protocol.bye("session_ended", 0))
+        member.connection.close(1008, "the session was ended")
 
     def _on_counts(self, order: dict[str, Any]) -> None:
         worker, counts = order.get("worker"), order.get("rooms")
@@ -477,9 +588,18 @@ class Worker:
         self.streams.tick(now)
         self.hub.tick()
         self.presence.tick(now)
+        if self.homes is not None:
+            self._tell_siblings(self.homes, now)
         self._end_unjoined(now)
         self._end_expired()
         self._count(now)
+
+    def _tell_siblings(self, homes: Homes, now: float) -> None:
+        cpu = time.process_time()
+        busy = (cpu - self._cpu_seconds) / max(now - self._ticked, 0.1)
+        homes.report(len(self.members), len(self.hub.rooms), busy)
+        homes.sweep(self.hub.rooms)
+        self._cpu_seconds = cpu
 
     def _end_unjoined(self, now: float) -> None:
         while self._unjoined and self._unjoined[0][0] <= now:
