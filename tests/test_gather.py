@@ -172,7 +172,7 @@ def test_who_joins_while_workers_are_replaced_is_let_in_or_sent_elsewhere(
         replaced = set(before) if number == signal.SIGHUP else {before[0]}
         joined = 0
         deadline = time.monotonic() + 15 * SLOWNESS
-        while replaced & set(server.workers):
+        while replaced & set(server.workers) or joined < 20:
             try:
                 with Person(server.port) as person:
                     person.join(f"{room}-{joined % 5}", history=0)
@@ -180,7 +180,7 @@ def test_who_joins_while_workers_are_replaced_is_let_in_or_sent_elsewhere(
             except ConnectionClosed as closed:
                 assert closed.rcvd is not None and closed.rcvd.code == 1012
             assert time.monotonic() < deadline
-        assert joined > 0 and "Traceback" not in (tmp_path / "server.log").read_text()
+        assert "Traceback" not in (tmp_path / "server.log").read_text()
         people = [Person(server.port) for _ in range(10)]
         for person in people:
             person.join(room)
