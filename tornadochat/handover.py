@@ -7,6 +7,7 @@ one datagram with the descriptor beside it (SCM_RIGHTS, unix(7)).
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import pickle
@@ -54,7 +55,7 @@ class Handover:
 
     def __init__(self, slots: int) -> None:
         self._ends = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(slots)]
-        for end in (end for pair in self._ends for end in pair):
+        for end in itertools.chain(*self._ends):
             end.setblocking(False)
 
     def take(self, slot: int) -> None:
@@ -66,7 +67,7 @@ class Handover:
 
     def close(self) -> None:
         """Let go of all of them."""
-        for end in (end for pair in self._ends for end in pair):
+        for end in itertools.chain(*self._ends):
             end.close()
 
     def empty(self, slot: int) -> None:

@@ -23,6 +23,7 @@ SWEPT_AT_ONCE = CELLS // 64
 # Of a room's word, from above: 44 bits of its name's hash, whether its home has all that it can use,
 # and the home's slot, from 1.
 HASH_SHIFT = 20
+KEY_BITS = (1 << 64) - (1 << HASH_SHIFT)
 WIDE = 1 << 19
 SLOT_BITS = WIDE - 1
 MAX_SLOTS = SLOT_BITS - 1
@@ -160,8 +161,8 @@ class Homes:
             self._suspects, self._strays = self._strays, {}
         first, mine = self._sweep_at, self.slot + 1
         for cell, word in enumerate(self._rooms[first : first + SWEPT_AT_ONCE].tolist(), first):
-            if word and word & SLOT_BITS == mine and word >> HASH_SHIFT << HASH_SHIFT not in self._keys:
-                if self._suspects.get(cell) == word and word >> HASH_SHIFT << HASH_SHIFT not in map(_key, rooms):
+            if word and word & SLOT_BITS == mine and word & KEY_BITS not in self._keys:
+                if self._suspects.get(cell) == word and word & KEY_BITS not in map(_key, rooms):
                     self._rooms[cell] = 0  # not here in two rounds: nobody is on the way any more
                 else:
                     self._strays[cell] = word
@@ -170,7 +171,7 @@ class Homes:
     def _cell(self, key: int) -> int | None:
         first = (key >> HASH_SHIFT) * BUCKET % CELLS
         for cell, word in enumerate(self._rooms[first : first + BUCKET].tolist(), first):
-            if word >> HASH_SHIFT << HASH_SHIFT == key and word:
+            if word & KEY_BITS == key and word:
                 return cell
         return None
 
