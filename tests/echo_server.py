@@ -15,7 +15,7 @@ from tornado.httputil import HTTPHeaders
 
 from tornadochat._fastframe import OP_BINARY, Deflater, encode_frame, encode_plain
 from tornadochat._reactor import Reactor
-from tornadochat.handshake import check_upgrade, response_bytes
+from tornadochat.handshake import Request, check_upgrade, response_bytes
 
 LIMIT = 64 << 20
 
@@ -75,9 +75,8 @@ async def serve(port: int) -> None:
         head, _, behind = data.partition(b"\r\n\r\n")
         first, _, rest = head.decode("latin-1").partition("\r\n")
         method, _, version = first.split(" ", 2)
-        upgrade = check_upgrade(
-            method, version, HTTPHeaders.parse(rest), secure=False, allow_origin=["*"], deflate=True
-        )
+        request = Request(method, version, "/", "", HTTPHeaders.parse(rest), "", False)
+        upgrade = check_upgrade(request, secure=False, allow_origin=["*"], deflate=True)
         await loop.sock_sendall(sock, response_bytes(upgrade))
         echo = Echo()
         echo.deflates = upgrade.extension is not None

@@ -58,9 +58,15 @@ def test_the_accept_key_is_that_of_the_rfc(server: Server) -> None:
         (400, {"path": "/ws?name=%00"}),
     ],
 )
-def test_a_wrong_handshake_gets_a_status_and_words(server: Server, status: int, changed: dict[str, Any]) -> None:
+@pytest.mark.parametrize("parts", [1, 2])  # read by the acceptor, and by the HTTP server
+def test_a_wrong_handshake_gets_a_status_and_words(
+    server: Server, status: int, changed: dict[str, Any], parts: int
+) -> None:
     with dial(server.port) as sock:
-        sock.sendall(request_bytes(**changed))
+        request = request_bytes(**changed)
+        for part in (request,) if parts == 1 else (request[:20], request[20:]):
+            sock.sendall(part)
+            time.sleep(0.05 * (parts - 1))
         answer = read_all(sock)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status), answer

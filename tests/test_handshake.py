@@ -9,6 +9,7 @@ from tornado.httputil import HTTPHeaders
 
 from tornadochat.errors import HandshakeError
 from tornadochat.handshake import (
+    Request,
     check_upgrade,
     client_of,
     in_networks,
@@ -38,7 +39,8 @@ def headers(**changed: Any) -> HTTPHeaders:
 
 
 def check(method: str = "GET", version: str = "HTTP/1.1", **changed: Any) -> Any:
-    return check_upgrade(method, version, headers(**changed), secure=False, allow_origin=[])
+    request = Request(method, version, "/ws", "", headers(**changed), "192.0.2.1", False)
+    return check_upgrade(request, secure=False, allow_origin=[])
 
 
 def test_the_example_of_the_rfc_is_accepted() -> None:

@@ -149,20 +149,35 @@ def test_who_has_connected_is_answered_although_the_worker_ends(tmp_path: Path, 
         wrap = functools.partial(
             ssl.create_default_context(cafile=certificate).wrap_socket, server_hostname="localhost"
         )
-    with (
-        running_server(tmp_path, *options, workers=1, scheme="https" if tls else "http") as server,
-        dial(server.port) as plain,
-        wrap(plain) as slow,
-    ):
-        os.kill(server.workers[0], signal.SIGTERM)
-        time.sleep(0.5)
+    with running_server(tmp_path, *options, workers=1, scheme="https" if tls else "http") as server:
+        (worker,) = server.workers
+        files = Path(f"/proc/{worker}/fd")
+        before = len(list(files.iterdir()))
+        with dial(server.port) as plain, wrap(plain) as slow:
+            wait_for(lambda: len(list(files.iterdir())) > before)  # it says nothing, so this takes a second
+            os.kill(worker, signal.SIGTERM)
+            time.sleep(0.5)
+            slow.sendall(REQUEST)
+            received = b""
+            while b"\x03\xf4" not in received:  # close code 1012 of RFC 6455 section 7.4
+                part = slow.recv(4096)
+                assert part, received
+                received += part
+            assert received.startswith(b"HTTP/1.1 101 ") and b'"drain"' in received
+
+
+def test_who_has_said_nothing_yet_is_let_in_by_the_next_worker(tmp_path: Path) -> None:
+    with running_server(tmp_path, QUICK, workers=1) as server, dial(server.port) as slow:
+        (worker,) = server.workers
+        os.kill(worker, signal.SIGTERM)
+        wait_for(lambda: gone([worker]))
         slow.sendall(REQUEST)
         received = b""
-        while b"\x03\xf4" not in received:  # close code 1012 of RFC 6455 section 7.4
+        while b'"welcome"' not in received:
             part = slow.recv(4096)
             assert part, received
             received += part
-        assert received.startswith(b"HTTP/1.1 101 ") and b'"drain"' in received
+        assert received.startswith(b"HTTP/1.1 101 ")
 
 
 def test_a_request_that_is_under_way_is_answered_although_the_worker_ends(tmp_path: Path) -> None:

@@ -1,16 +1,17 @@
 """The door: HTTP comes in, WebSockets are handed over.
 
-Before ``worker.adopt``. Tornado accepts and parses; ``/ws`` is answered here without a
-RequestHandler, since every member passes once; everything else goes to the handlers of ``api`` and
-``pages``. After the 101 no Tornado object is kept for a member on a plain socket.
+Before ``worker.adopt``. ``/ws`` is answered here without a RequestHandler, since every member passes once: most
+handshakes come from ``acceptor``, those over TLS or in parts from Tornado's HTTP server. Everything else goes to
+the handlers of ``api`` and ``pages``. After the 101 no Tornado object is kept for a member on a plain socket.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import logging
 import os
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 from tornado.routing import Router
 
 from tornadochat import api, handshake, pages
+from tornadochat.acceptor import MAX_HEADER_BYTES, Acceptor
 from tornadochat.auth import COOKIE, Authenticator, Identity, redacted
 from tornadochat.errors import HandshakeError, StartError
 from tornadochat.limits import AddressCounts, AddressRates
@@ -48,13 +50,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tornadochat")
 
-PATH = "/ws"
-# RFC 9112 sets no limit; browsers with large cookies stay below this.
-MAX_HEADER_BYTES = 16 * 1024
 MAX_BODY_BYTES = 1024 * 1024
 # What a client may send behind its handshake before it has the answer: one message of the usual kind.
 MAX_EARLY_BYTES = 1024 * 1024
 RETRY_AFTER_SECONDS = 5
+# There are two that mean something; as Tornado, which takes so many in a form.
+MAX_QUERY_FIELDS = 1000
 
 
 class Upgraded(NamedTuple):
@@ -152,7 +153,7 @@ class Gateway(Router):
     """Routes requests, and keeps count of what each address does.
 
     Attributes:
-        server: What takes connections; it is not listening yet.
+        server: Takes the connections that need a stream.
 
     Raises:
         StartError: The certificate cannot be used.
@@ -174,12 +175,25 @@ class Gateway(Router):
             default_handler_class=pages.NotFound,
         )
         self.server = self._server()
+        self.acceptor = Acceptor(self._on_handshake, self._on_other)
+
+    def listen(self, listening: socket.socket) -> None:
+        """Let people in from here on."""
+        if self.server.ssl_options is None and self.services.plain_sockets:
+            self.acceptor.start(listening)
+        else:
+            self.server.add_socket(listening)
+
+    def stop(self) -> None:
+        """Let nobody in any more; requests under way go on."""
+        self.acceptor.stop()
+        self.server.stop()
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate | None:
         """See ``tornado.routing.Router``."""
         assert request.connection is not None
         self.server.owed.add(request.connection)
-        if request.path == PATH:
+        if request.path == handshake.PATH:
             return Door(self, request)
         return self.application.find_handler(request, **kwargs)
 
@@ -203,7 +217,7 @@ class Gateway(Router):
         """A member from this address is gone."""
         self.counts.remove(address)
 
-    def admit(self, request: HTTPServerRequest) -> tuple[handshake.Upgrade, Identity, str]:
+    def admit(self, request: handshake.Request) -> tuple[handshake.Upgrade, Identity, str]:
         """Check a handshake whole: form, room for one more, rates, and who it is.
 
         Returns:
@@ -213,11 +227,9 @@ class Gateway(Router):
             HandshakeError: It is refused; nothing is counted.
         """
         services, headers = self.services, request.headers
-        client = self.client_of(request)
+        client = handshake.client_of(request.peer, request.secure, headers, self.trusted)
         upgrade = handshake.check_upgrade(
-            request.method or "",
-            request.version,
-            headers,
+            request,
             secure=client.secure,
             allow_origin=services.settings.allow_origin,
             deflate=services.settings.compression,
@@ -232,7 +244,7 @@ class Gateway(Router):
             raise HandshakeError(
                 429, "Too many connections from this address; wait.", {"Retry-After": str(int(wait) + 1)}
             )
-        query = parse_qs(request.query, keep_blank_values=True) if request.query else {}
+        query = query_of(request.query)
         identity = authenticator.authenticate(
             cookie=cookie_of(headers),
             token=query.get("token", [""])[-1] or None,
@@ -246,7 +258,33 @@ class Gateway(Router):
                 {"Retry-After": str(RETRY_AFTER_SECONDS)},
             )
         self.counts.add(client.address)
+        self.services.metrics.handshakes.inc()
         return upgrade, identity, client.address
+
+    def refuse(self, request: handshake.Request, error: HandshakeError) -> bytes:
+        """Count a handshake that is refused; the answer to it."""
+        self.services.metrics.refused.labels(error.status).inc()
+        log.debug("refused %s: %s", redacted(request.target), error)
+        return refusal_bytes(error)
+
+    def answer(self, upgrade: handshake.Upgrade) -> bytes:
+        """The answer to a handshake that is accepted."""
+        worker = self.services.slot if self.services.settings.debug_headers else None
+        return handshake.response_bytes(upgrade, worker)
+
+    def _on_handshake(self, connection: socket.socket, request: handshake.Request, early: bytes) -> None:
+        try:
+            upgrade, identity, address = self.admit(request)
+        except HandshakeError as error:
+            with connection, contextlib.suppress(OSError):  # it may be gone already
+                connection.send(self.refuse(request, error))  # a new socket takes it whole
+            return
+        deflates = upgrade.extension is not None
+        answer, descriptor = self.answer(upgrade), connection.detach()
+        self.services.adopt(Upgraded(descriptor, None, answer, early, identity, address, deflates))
+
+    def _on_other(self, connection: socket.socket, address: Any) -> None:
+        self.server.handle_stream(IOStream(connection), address)
 
 
 def make_gateway(services: Services) -> Gateway:
@@ -270,39 +308,43 @@ class Door(HTTPMessageDelegate):
         """See ``tornado.httputil.HTTPMessageDelegate``."""
         connection = self._request.connection
         assert isinstance(connection, HTTP1Connection)
-        metrics = self._gateway.services.metrics
+        stream, gateway = connection.detach(), self._gateway
+        request = request_of(self._request)
         try:
-            upgrade, identity, address = self._gateway.admit(self._request)
+            upgrade, identity, address = gateway.admit(request)
         except HandshakeError as error:
-            metrics.refused.labels(error.status).inc()
-            log.debug("refused %s: %s", redacted(self._request.uri or ""), error)
-            refuse(connection, error)
+            self._write(stream, gateway.refuse(request, error), stream.close)
             return
-        metrics.handshakes.inc()
-        stream = connection.detach()
-        services = self._gateway.services
-        worker = services.slot if services.settings.debug_headers else None
-        answer = handshake.response_bytes(upgrade, worker)
-        deflates = upgrade.extension is not None
-        if not isinstance(stream, SSLIOStream) and services.plain_sockets:
+        answer, deflates = gateway.answer(upgrade), upgrade.extension is not None
+        if not isinstance(stream, SSLIOStream) and gateway.services.plain_sockets:
             self._hand_over(stream, answer, identity, address, deflates)
             return
         upgraded = Upgraded(-1, stream, b"", b"", identity, address, deflates)
-        try:
-            written = stream.write(answer)
-        except StreamClosedError:
-            self._gateway.release(address)
-            return
-        self._gateway.server.owed.add(stream)
-        written.add_done_callback(functools.partial(self._hand_stream_over, upgraded))
+        self._write(stream, answer, lambda: gateway.services.adopt(upgraded), lambda: gateway.release(address))
 
-    def _hand_stream_over(self, upgraded: Upgraded, written: asyncio.Future[None]) -> None:
-        assert upgraded.stream is not None
-        if written.exception() is not None or upgraded.stream.closed():
-            self._gateway.release(upgraded.address)
-        else:
-            self._gateway.services.adopt(upgraded)
-        self._gateway.server.settle(upgraded.stream)
+    def _write(
+        self,
+        stream: IOStream,
+        answer: bytes,
+        written: Callable[[], object],
+        failed: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Send an answer, and go on when it is on its way or when nobody is there any more."""
+        server = self._gateway.server
+        server.owed.add(stream)
+
+        def done(sent: asyncio.Future[None]) -> None:
+            gone = sent.exception() is not None or stream.closed()
+            try:
+                (failed if gone else written)()
+            finally:
+                server.settle(stream)
+
+        try:
+            stream.write(answer).add_done_callback(done)
+        except StreamClosedError:
+            server.settle(stream)
+            failed()
 
     def _hand_over(
         self, stream: IOStream, answer: bytes, identity: Identity, address: str, deflates: bool
@@ -327,23 +369,44 @@ class Door(HTTPMessageDelegate):
         """See ``tornado.httputil.HTTPMessageDelegate``."""
 
 
-def refuse(connection: HTTP1Connection, error: HandshakeError) -> None:
-    """Answer a handshake with an HTTP status and end the connection."""
+def request_of(request: HTTPServerRequest) -> handshake.Request:
+    """What Tornado's server has read, in the form of ``acceptor``."""
+    return handshake.Request(
+        request.method or "",
+        request.version,
+        request.uri or "",
+        request.query,
+        request.headers,
+        request.remote_ip or "",
+        request.protocol == "https",
+    )
+
+
+def refusal_bytes(error: HandshakeError) -> bytes:
+    """The HTTP answer to a handshake that is refused; the connection ends behind it."""
     body = api.error_body(api.code_of(error.status), error.message)
-    headers = HTTPHeaders(error.headers)
-    headers["Content-Type"] = "application/json; charset=utf-8"
-    headers["Content-Length"] = str(len(body))
-    headers["Connection"] = "close"
-    reason = responses.get(error.status, "Refused")
-    stream = connection.stream
-    written = connection.write_headers(ResponseStartLine("HTTP/1.1", error.status, reason), headers, body)
-    connection.finish()
+    lines = [
+        f"HTTP/1.1 {error.status} {responses.get(error.status, 'Refused')}",
+        *(f"{name}: {value}" for name, value in error.headers.items()),
+        "Content-Type: application/json; charset=utf-8",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
-    def close(future: asyncio.Future[None]) -> None:
-        if future.exception() is None and not stream.closed():
-            stream.close()
 
-    written.add_done_callback(close)
+def query_of(query: str) -> dict[str, list[str]]:
+    """The fields of a query.
+
+    Raises:
+        HandshakeError: 400, there are too many.
+    """
+    if not query:
+        return {}
+    try:
+        return parse_qs(query, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
+    except ValueError:
+        raise HandshakeError(400, f"A query has at most {MAX_QUERY_FIELDS} fields.") from None
 
 
 def cookie_of(headers: HTTPHeaders) -> str | None:

@@ -18,11 +18,34 @@ from tornado.httputil import HTTPHeaders
 from tornadochat.errors import HandshakeError
 from tornadochat.protocol import SUBPROTOCOL
 
+PATH = "/ws"
 MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 DEFLATE = "permessage-deflate"
 WINDOW_BITS = frozenset(str(bits) for bits in range(8, 16))
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Request(NamedTuple):
+    """An HTTP request for a WebSocket.
+
+    Attributes:
+        method: As it was sent.
+        version: ``HTTP/1.1``, or what the client sent.
+        target: Path and query; tokens may be in it.
+        query: What is behind the question mark.
+        headers: All of them, with repetitions.
+        peer: Address at the other end of the socket.
+        secure: Whether that socket speaks TLS.
+    """
+
+    method: str
+    version: str
+    target: str
+    query: str
+    headers: HTTPHeaders
+    peer: str
+    secure: bool
 
 
 class Upgrade(NamedTuple):
@@ -34,9 +57,7 @@ class Upgrade(NamedTuple):
 
 
 def check_upgrade(
-    method: str,
-    version: str,
-    headers: HTTPHeaders,
+    request: Request,
     *,
     secure: bool,
     allow_origin: Sequence[str],
@@ -45,9 +66,7 @@ def check_upgrade(
     """Check a request against RFC 6455 section 4.2.1, strictly.
 
     Args:
-        method: Of the request.
-        version: ``HTTP/1.1``, or what the client sent.
-        headers: All of them, with repetitions.
+        request: As it came.
         secure: Whether the client sees ``https``.
         allow_origin: Origins besides the server's own; ``*`` for any.
         deflate: Whether permessage-deflate is accepted where it is offered.
@@ -56,6 +75,7 @@ def check_upgrade(
         HandshakeError: With the status to answer: 400, 403 (origin), 405 (method), 426 (no upgrade, or
             another version of the protocol), 505 (HTTP/1.0).
     """
+    method, version, headers = request.method, request.version, request.headers
     if method != "GET":
         raise HandshakeError(405, "Open the WebSocket with GET.", {"Allow": "GET"})
     if version != "HTTP/1.1":

@@ -12,6 +12,11 @@ import socket
 from tornadochat.errors import StartError
 from tornadochat.processes import listen_backlog
 
+# Who has connected is told of when it has sent something, or after this time (TCP_DEFER_ACCEPT, tcp(7)): a
+# worker wakes up once for each handshake and not twice. Browsers open connections for later; those come
+# then, and whoever's first packet takes longer than this loses nothing by it.
+DEFER_SECONDS = 1
+
 
 def check_port_free(host: str, port: int) -> int:
     """Make sure that nobody else has the port; returns it, or a free one for 0.
@@ -30,6 +35,8 @@ def listen(host: str, port: int) -> socket.socket:
         StartError: It cannot be bound.
     """
     sock = _bound(host, port, shared=True)
+    if hasattr(socket, "TCP_DEFER_ACCEPT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
     sock.listen(listen_backlog())
     sock.setblocking(False)
     return sock

@@ -220,7 +220,6 @@ class Worker:
         if self.plain_sockets and not isinstance(self.loop, WorkerLoop):
             self.loop.add_reader(self.reactor.fileno(), self._poll)
             self.reactor.on_work_left = self._poll_soon
-        server = self.gateway.server
         self.broker.on_publish_seconds = self.metrics.published
         await self.broker.start()
         self._spawn(self.identity.keep())
@@ -228,7 +227,7 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STORE_SECONDS):
                 await self.identity.known.wait()
-        server.add_socket(sock)
+        self.gateway.listen(sock)
         if self.homes is not None and self.handover is not None:
             self.homes.open()
             self.loop.add_reader(self.handover.fileno(), self._take_in)
@@ -242,7 +241,7 @@ class Worker:
             self._spawn(self._repeat(duty, seconds))
         await self._stopped.wait()
         tell("draining")
-        server.stop()
+        self.gateway.stop()
         if self.homes is not None:
             self.homes.shut()
         await self._drain()
