@@ -2,7 +2,7 @@
 
     python -m bench.compare --shapes sparse,busy,small
     python -m bench.compare --shapes busy --systems socketio,websockets --saturation
-    python -m bench.compare --read bench/results/compare.json --write-docs
+    python -m bench.compare --read bench/results/compare.json bench/results/more.json --write-docs
 
 For each shape and each other system both stand with their rooms full, and the same load goes to ours, to the
 other, to ours, to the other ...; absolute times of a shared machine mean little, so that the ratios of these
@@ -50,7 +50,13 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="take memory at these numbers of members too, in rooms of 100",
     )
     parser.add_argument("--out", type=Path, default=CHECKOUT / "bench" / "results" / "compare.json")
-    parser.add_argument("--read", type=Path, help="measure nothing, take the results of an earlier run")
+    parser.add_argument(
+        "--read",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="measure nothing, take the results of earlier runs together",
+    )
     parser.add_argument("--write-docs", action="store_true", help="tables and plots go to docs/performance.md")
     return parser.parse_args(arguments)
 
@@ -164,7 +170,7 @@ def run(options: argparse.Namespace) -> Results:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; 1 when a delivery of ours was lost, doubled or out of order."""
     options = options_of(arguments)
-    results = Results.load(options.read) if options.read else run(options)
+    results = Results.together([Results.load(path) for path in options.read]) if options.read else run(options)
     print(report.tables(results))
     if options.write_docs:
         folder = CHECKOUT / "docs"

@@ -113,6 +113,23 @@ class Results:
             skipped=data["skipped"],
         )
 
+    @classmethod
+    def together(cls, runs: Sequence[Results]) -> Results:
+        """Several runs as one, for what takes too long in one go.
+
+        Raises:
+            ValueError: They are not of one machine.
+        """
+        if any(run.machine != runs[0].machine for run in runs):
+            raise ValueError("these results are of different machines; compare each by itself")
+        return cls(
+            machine=runs[0].machine,
+            pairs=[pair for run in runs for pair in run.pairs],
+            joinings=[joining for run in runs for joining in run.joinings],
+            saturations=[saturation for run in runs for saturation in run.saturations],
+            skipped={name: reason for run in runs for name, reason in run.skipped.items()},
+        )
+
 
 def save_json(data: Mapping[str, object], path: Path) -> None:
     """Write a results file, whole or not at all; its folder is made where it is missing."""

@@ -67,6 +67,27 @@ def test_results_are_the_same_after_they_were_saved(tmp_path: Path) -> None:
     assert Results.load(tmp_path / "some.json") == results
 
 
+def test_runs_of_one_machine_are_read_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = some_results(), some_results()
+    second.pairs = [Pair("sparse", "picows", a_sample(4), a_sample(8))]
+    second.skipped = {"socketio in 10 rooms of 100": "Node is not installed"}
+    paths = [tmp_path / "first.json", tmp_path / "second.json"]
+    for results, path in zip((first, second), paths, strict=True):
+        results.save(path)
+    assert compare.main(["--read", *map(str, paths)]) == 0
+    printed = capsys.readouterr().out
+    for told in (
+        "| websockets + Redis |",
+        "| picows + Redis |",
+        "nginx is not installed",
+        "Node is not installed",
+    ):
+        assert told in printed
+    second.machine["cores"] = "8"
+    with pytest.raises(ValueError, match="different machines"):
+        Results.together([first, second])
+
+
 def test_quartiles_are_those_of_the_pairs() -> None:
     assert quartiles([1, 2, 3, 4, 5]) == (2, 3, 4)
     assert quartiles([7]) == (7, 7, 7)
