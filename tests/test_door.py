@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from bench.processes import Server, running_server
-from tests.support import KEY, dial, http, read_all, read_head, request_bytes
+from tests.support import KEY, SLOWNESS, dial, http, read_all, read_head, request_bytes
 from tornadochat._fastframe import OP_CLOSE, OP_PING, OP_PONG, OP_TEXT, FrameDecoder, encode_close, encode_frame
+from tornadochat.acceptor import MAX_FIELDS
 
 MASK = b"\x11\x22\x33\x44"
+# With so many fields a handshake is none for the acceptor; Tornado's HTTP server reads it.
+LEFT_TO_THE_SERVER = {"X": ["1"] * MAX_FIELDS}
 
 
 def upgraded(port: int, behind: bytes = b"") -> socket.socket:
@@ -58,15 +61,12 @@ def test_the_accept_key_is_that_of_the_rfc(server: Server) -> None:
         (400, {"path": "/ws?name=%00"}),
     ],
 )
-@pytest.mark.parametrize("parts", [1, 2])  # read by the acceptor, and by the HTTP server
+@pytest.mark.parametrize("further", [{}, LEFT_TO_THE_SERVER])
 def test_a_wrong_handshake_gets_a_status_and_words(
-    server: Server, status: int, changed: dict[str, Any], parts: int
+    server: Server, status: int, changed: dict[str, Any], further: dict[str, Any]
 ) -> None:
     with dial(server.port) as sock:
-        request = request_bytes(**changed)
-        for part in (request,) if parts == 1 else (request[:20], request[20:]):
-            sock.sendall(part)
-            time.sleep(0.05 * (parts - 1))
+        sock.sendall(request_bytes(**changed, **further))
         answer = read_all(sock)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status), answer
@@ -195,6 +195,30 @@ def test_an_address_has_so_many_connections_and_no_more(strict: Server) -> None:
     sockets.append(upgraded(strict.port))
     for sock in sockets:
         sock.close()
+
+
+@pytest.mark.parametrize("further", [{}, LEFT_TO_THE_SERVER])
+def test_who_hangs_up_behind_the_handshake_counts_no_more(strict: Server, further: dict[str, Any]) -> None:
+    """It was counted for ever where Tornado had read the handshake, until its address was let in no more."""
+    for _ in range(6):
+        with dial(strict.port) as sock:
+            sock.sendall(request_bytes(**further))
+    deadline = time.monotonic() + 10 * SLOWNESS
+    while True:
+        with dial(strict.port) as sock:
+            sock.sendall(request_bytes(**further))
+            if read_head(sock).startswith(b"HTTP/1.1 101 "):
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("further", [{}, LEFT_TO_THE_SERVER])
+def test_head_gets_the_status_alone(server: Server, further: dict[str, Any]) -> None:
+    with dial(server.port) as sock:
+        sock.sendall(request_bytes(method="HEAD", **further))
+        answer = read_all(sock)
+    assert answer.startswith(b"HTTP/1.1 405 ") and answer.endswith(b"\r\n\r\n")
 
 
 def test_a_full_worker_answers_503_with_retry_after(tmp_path: Path) -> None:

@@ -54,8 +54,6 @@ MAX_BODY_BYTES = 1024 * 1024
 # What a client may send behind its handshake before it has the answer: one message of the usual kind.
 MAX_EARLY_BYTES = 1024 * 1024
 RETRY_AFTER_SECONDS = 5
-# There are two that mean something; as Tornado, which takes so many in a form.
-MAX_QUERY_FIELDS = 1000
 
 
 class Upgraded(NamedTuple):
@@ -109,7 +107,7 @@ class Services(Protocol):
 
 
 class AnsweringServer(HTTPServer):
-    """An HTTP server that knows whom it still owes an answer, so that an end cuts nobody off.
+    """An HTTP server that knows whom it still owes an answer, so that the end of a worker cuts nobody off.
 
     Somebody who has connected sends a first request at once, and takes it ill when nothing answers it; a
     connection that is kept alive may be closed between two requests (RFC 9112 section 9.5).
@@ -175,10 +173,10 @@ class Gateway(Router):
             default_handler_class=pages.NotFound,
         )
         self.server = self._server()
-        self.acceptor = Acceptor(self._on_handshake, self._on_other)
+        self.acceptor = Acceptor(self._on_handshake, self._on_connection)
 
     def listen(self, listening: socket.socket) -> None:
-        """Let people in from here on."""
+        """Let people in from here on; over TLS a stream has to decrypt what they say."""
         if self.server.ssl_options is None and self.services.plain_sockets:
             self.acceptor.start(listening)
         else:
@@ -244,7 +242,7 @@ class Gateway(Router):
             raise HandshakeError(
                 429, "Too many connections from this address; wait.", {"Retry-After": str(int(wait) + 1)}
             )
-        query = query_of(request.query)
+        query = parse_qs(request.query, keep_blank_values=True) if request.query else {}
         identity = authenticator.authenticate(
             cookie=cookie_of(headers),
             token=query.get("token", [""])[-1] or None,
@@ -265,14 +263,14 @@ class Gateway(Router):
         """Count a handshake that is refused; the answer to it."""
         self.services.metrics.refused.labels(error.status).inc()
         log.debug("refused %s: %s", redacted(request.target), error)
-        return refusal_bytes(error)
+        return refusal_bytes(error, with_body=request.method != "HEAD")
 
     def answer(self, upgrade: handshake.Upgrade) -> bytes:
         """The answer to a handshake that is accepted."""
         worker = self.services.slot if self.services.settings.debug_headers else None
         return handshake.response_bytes(upgrade, worker)
 
-    def _on_handshake(self, connection: socket.socket, request: handshake.Request, early: bytes) -> None:
+    def _on_handshake(self, connection: socket.socket, request: handshake.Request) -> None:
         try:
             upgrade, identity, address = self.admit(request)
         except HandshakeError as error:
@@ -281,9 +279,9 @@ class Gateway(Router):
             return
         deflates = upgrade.extension is not None
         answer, descriptor = self.answer(upgrade), connection.detach()
-        self.services.adopt(Upgraded(descriptor, None, answer, early, identity, address, deflates))
+        self.services.adopt(Upgraded(descriptor, None, answer, b"", identity, address, deflates))
 
-    def _on_other(self, connection: socket.socket, address: Any) -> None:
+    def _on_connection(self, connection: socket.socket, address: Any) -> None:
         self.server.handle_stream(IOStream(connection), address)
 
 
@@ -308,8 +306,15 @@ class Door(HTTPMessageDelegate):
         """See ``tornado.httputil.HTTPMessageDelegate``."""
         connection = self._request.connection
         assert isinstance(connection, HTTP1Connection)
-        stream, gateway = connection.detach(), self._gateway
-        request = request_of(self._request)
+        stream = connection.detach()
+        try:
+            self._answer(stream)
+        except Exception:
+            stream.close()  # nobody else has it any more
+            raise
+
+    def _answer(self, stream: IOStream) -> None:
+        gateway, request = self._gateway, request_of(self._request)
         try:
             upgrade, identity, address = gateway.admit(request)
         except HandshakeError as error:
@@ -352,12 +357,17 @@ class Door(HTTPMessageDelegate):
         """The answer goes out together with the first event, so that it is one send and not two."""
         # Whatever is in the stream's buffer or in the kernel's comes at once; a read that has to wait
         # ends with the stream, and nothing is lost: the descriptor lives on.
-        early: Any = stream.read_bytes(MAX_EARLY_BYTES, partial=True)
-        received = early.result() if early.done() and early.exception() is None else b""
-        if stream.closed():
+        try:
+            early: Any = stream.read_bytes(MAX_EARLY_BYTES, partial=True)
+            received = early.result() if early.done() and early.exception() is None else b""
+            if stream.closed():
+                raise StreamClosedError
+            descriptor = os.dup(stream.socket.fileno())
+        except (StreamClosedError, OSError) as error:  # it has hung up, or there is no descriptor left
+            log.debug("a handshake has come to nothing: %s", error)
             self._gateway.release(address)
+            stream.close()
             return
-        descriptor = os.dup(stream.socket.fileno())
         stream.close()
         upgraded = Upgraded(descriptor, None, answer, received, identity, address, deflates)
         self._gateway.services.adopt(upgraded)
@@ -382,7 +392,7 @@ def request_of(request: HTTPServerRequest) -> handshake.Request:
     )
 
 
-def refusal_bytes(error: HandshakeError) -> bytes:
+def refusal_bytes(error: HandshakeError, with_body: bool = True) -> bytes:
     """The HTTP answer to a handshake that is refused; the connection ends behind it."""
     body = api.error_body(api.code_of(error.status), error.message)
     lines = [
@@ -392,21 +402,8 @@ def refusal_bytes(error: HandshakeError) -> bytes:
         f"Content-Length: {len(body)}",
         "Connection: close",
     ]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
-
-
-def query_of(query: str) -> dict[str, list[str]]:
-    """The fields of a query.
-
-    Raises:
-        HandshakeError: 400, there are too many.
-    """
-    if not query:
-        return {}
-    try:
-        return parse_qs(query, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
-    except ValueError:
-        raise HandshakeError(400, f"A query has at most {MAX_QUERY_FIELDS} fields.") from None
+    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+    return head + body if with_body else head
 
 
 def cookie_of(headers: HTTPHeaders) -> str | None:

@@ -12,9 +12,10 @@ import socket
 from tornadochat.errors import StartError
 from tornadochat.processes import listen_backlog
 
-# Who has connected is told of when it has sent something, or after this time (TCP_DEFER_ACCEPT, tcp(7)): a
-# worker wakes up once for each handshake and not twice. Browsers open connections for later; those come
-# then, and whoever's first packet takes longer than this loses nothing by it.
+# A worker is told of a connection when something has come on it, or after this time (TCP_DEFER_ACCEPT, tcp(7)): it
+# wakes up once for each handshake and not twice. A browser that connects for later, and whoever's first packet
+# takes longer than this, is accepted then. Until then a connection is the kernel's, and reset when the whole
+# server ends.
 DEFER_SECONDS = 1
 
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import random
 import secrets
 import signal
@@ -312,24 +313,39 @@ class Worker:
         return len(self.members) >= self.capacity
 
     def adopt(self, upgraded: Upgraded) -> Member:
-        """Take over a socket whose handshake was accepted."""
+        """Take over a socket whose handshake was accepted.
+
+        Raises:
+            Exception: It could not be taken over; the socket is closed.
+        """
         identity = upgraded.identity
-        member = Member(
-            self.rules,
-            identity.user,
-            transport_index=EPOLL if upgraded.stream is None else STREAM,
-            allowed=identity.rooms,
-            expires=identity.expires,
-            address=upgraded.address,
-            rates=self._rates(upgraded.address),
-        )
+        try:
+            member = Member(
+                self.rules,
+                identity.user,
+                transport_index=EPOLL if upgraded.stream is None else STREAM,
+                allowed=identity.rooms,
+                expires=identity.expires,
+                address=upgraded.address,
+                rates=self._rates(upgraded.address),
+            )
+            welcome = b""
+            if upgraded.join is None:  # else it has had it
+                welcome = protocol.welcome(identity.user, identity.session, self.rules.limits)
+        except BaseException:
+            self.gateway.release(upgraded.address)
+            if upgraded.stream is not None:
+                upgraded.stream.close()
+            else:
+                os.close(upgraded.fd)
+            raise
         self.members.add(member)
         if self.homes is not None and upgraded.join is None:  # else its sender has counted it
             self.homes.count(1)
         if member.expires > 0:
             self._next_expiry = min(self._next_expiry, member.expires)
         try:
-            self._begin(member, upgraded)
+            self._begin(member, upgraded, welcome)
         except BaseException:
             connection = getattr(member, "connection", None)
             if connection is None:
@@ -344,14 +360,12 @@ class Worker:
             self._send_away(member)
         return member
 
-    def _begin(self, member: Member, upgraded: Upgraded) -> None:
-        identity = upgraded.identity
+    def _begin(self, member: Member, upgraded: Upgraded, welcome: bytes) -> None:
         if upgraded.join is not None:
             moved = member.connection = self.reactor.attach(upgraded.fd, member, upgraded.deflates)
             member.enter(upgraded.join)
             moved.feed(upgraded.received)
             return
-        welcome = protocol.welcome(identity.user, identity.session, self.rules.limits)
         if upgraded.stream is None:
             connection = member.connection = self.reactor.attach(upgraded.fd, member, upgraded.deflates)
             connection.send(upgraded.answer + encode_frame(OP_TEXT, welcome))
