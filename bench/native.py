@@ -1,7 +1,7 @@
 """Compiles the benchmarks' Cython modules on first use, below ``build/bench`` of the checkout.
 
 They are tools of the checkout, not part of the installed package. A module is compiled again when
-its source has changed.
+its source has changed, or a declaration of the package that it may use.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import ModuleType
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
+DECLARATIONS = HERE.parent / "tornadochat"
 
 
 def load(name: str) -> ModuleType:
@@ -34,7 +35,7 @@ def load(name: str) -> ModuleType:
     with (target / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that need it, one compiles
         module = next(target.glob(f"{name}.*.so"), None)
-        if module is None or module.stat().st_mtime < source.stat().st_mtime:
+        if module is None or module.stat().st_mtime < _changed(source):
             module = _compile(name, source, target)
     spec = importlib.util.spec_from_file_location(name, module)
     if spec is None or spec.loader is None:
@@ -43,6 +44,11 @@ def load(name: str) -> ModuleType:
     sys.modules[name] = loaded
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def _changed(source: Path) -> float:
+    """When a module's source, or the layout of a class that it may use, changed last."""
+    return max(path.stat().st_mtime for path in (source, *DECLARATIONS.glob("*.pxd")))
 
 
 def _compile(name: str, source: Path, target: Path) -> Path:
@@ -55,11 +61,12 @@ def _compile(name: str, source: Path, target: Path) -> Path:
     include = str(Path(tornadochat.__file__).parent.parent)
     extension = Extension(name, [str(source)], extra_compile_args=["-O2"])
     extensions = cythonize(
-        [extension], build_dir=str(target), include_path=[include], language_level=3, quiet=True
+        [extension], build_dir=str(target), include_path=[include], language_level=3, quiet=True, force=True
     )
     command = build_ext(Distribution({"ext_modules": extensions}))
     command.build_lib = str(target)
     command.build_temp = str(target)
+    command.force = True
     command.ensure_finalized()
     command.run()
     found = next(target.glob(f"{name}.*.so"), None)

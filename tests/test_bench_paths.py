@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+from unittest.mock import Mock
 
 import hiredis
 import pytest
 
-from bench import command, deflate, receive
+from bench import command, deflate, native, receive
 from tornadochat._fastframe import published_header
 
 memory = pytest.importorskip("bench.memory", reason="the reactor needs Linux' epoll")
+
+
+def test_a_module_is_compiled_again_when_a_declaration_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generator went on with the former layout of the poller's class."""
+    for name in ("HERE", "BUILD", "DECLARATIONS"):
+        monkeypatch.setattr(native, name, tmp_path)
+    (tmp_path / "_twice.pyx").write_text("from shared cimport ANSWER\nanswer = ANSWER\n")
+    compiled = Mock(wraps=native._compile)
+    monkeypatch.setattr(native, "_compile", compiled)
+    declaration = tmp_path / "shared.pxd"
+    for times, seconds in ((1, -60), (1, -60), (2, 60)):
+        declaration.write_text("cdef enum:\n    ANSWER = 42\n")
+        changed = time.time() + seconds
+        os.utime(declaration, (changed, changed))
+        monkeypatch.delitem(sys.modules, "_twice", raising=False)
+        assert native.load("_twice").answer == 42 and compiled.call_count == times
+    monkeypatch.delitem(sys.modules, "_twice")
 
 
 def test_what_is_measured_of_receiving_reaches_the_rooms() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tornadochat._fastframe import Batch, FrameDecoder, pack_published
-from tornadochat.hub import MAX_STRETCH, Hub
+from tornadochat.hub import MAX_STRETCH, SETTLE_SECONDS, Hub
 from tornadochat.room import Page, Room, State
 from tornadochat.settings import Settings
 
@@ -118,7 +119,8 @@ class Channel:
 class World:
     """A hub, a log that the test writes, and a clock that the test moves."""
 
-    def __init__(self, **changed: Any) -> None:
+    def __init__(self, paced: bool = False, **changed: Any) -> None:
+        self.paces: list[tuple[float, float]] = []
         self.log: list[bytes] = []
         self.first = 1
         self.epoch = EPOCH
@@ -140,6 +142,7 @@ class World:
             close_room=self.closed.append,
             people=lambda name: len(self.hub.rooms[name]),
             on_presence=lambda name, payload: None,
+            pace=(lambda *pace: self.paces.append(pace)) if paced else None,
         )
 
     def sync(self, room: Room, start: int) -> None:
@@ -576,6 +579,80 @@ def test_windows_are_wider_while_fan_outs_take_much_of_the_time() -> None:
     fan_out_seconds = 0.0001
     longest_wait(1)
     assert longest_wait(1) < 0.013
+
+
+class Busy:
+    """A room whose fan-outs take a millisecond each, and a beat that the room may ask for."""
+
+    def __init__(self, **changed: Any) -> None:
+        self.world = World(paced=True, **changed)
+        self.ann = self.world.joined()
+        (channel,) = self.world.hub.rooms["tea"].channels
+        broadcast = channel.broadcast
+        self.seconds = 0.001
+
+        def slow(batch: Batch) -> None:
+            self.world.now += self.seconds
+            broadcast(batch)
+
+        channel.broadcast = slow  # type: ignore[method-assign]
+
+    def talk(self, seconds: float, every: float) -> list[float]:
+        """Say something again and again; when it came to Ann."""
+        came, end, next_at = [], self.world.now + seconds, self.world.now
+        while self.world.now < end:
+            seen = len(self.ann.seqs())
+            if self.world.now >= next_at:
+                self.world.say()
+                next_at += every
+            self.world.pass_time(0.0005)
+            if len(self.ann.seqs()) > seen:
+                came.append(self.world.now)
+        return came
+
+    @property
+    def beat(self) -> float:
+        return self.world.paces[-1][0] if self.world.paces else 0.0
+
+
+def test_turns_keep_a_beat_while_busy_rooms_take_much_of_the_time() -> None:
+    busy = Busy(batch_window_ms=10)
+    busy.talk(1, every=0.002)
+    assert busy.world.paces == [(pytest.approx(0.024), SETTLE_SECONDS)]
+    came = busy.talk(1, every=0.002)
+    since = [(at - SETTLE_SECONDS) % busy.beat for at in came]
+    assert max(since) < 2 * SETTLE_SECONDS, since  # only when a beat has settled, or a little later
+    assert len({int((at - SETTLE_SECONDS) / busy.beat) for at in came}) >= 41  # and at each of them
+    busy.seconds = 0.00001
+    busy.talk(1, every=0.002)
+    assert busy.beat == 0 and len(busy.world.paces) == 2
+    seqs = busy.ann.seqs()
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+def test_a_window_wider_than_the_beat_goes_on_to_the_end_of_one() -> None:
+    busy = Busy(batch_window_ms=10)
+    busy.talk(1, every=0.002)
+    assert busy.beat
+    busy.seconds = 0.05  # a huge room: twice that is its window
+    came = busy.talk(3, every=0.002)
+    waits = [after - before for before, after in itertools.pairwise(came[2:])]
+    assert min(waits) > 0.09 and max(waits) < 0.09 + 3 * busy.beat
+
+
+@pytest.mark.parametrize(
+    ("changed", "every"),
+    [
+        ({"batch_window_ms": 10}, 0.04),  # each message goes alone: nobody waits for others
+        ({"batch_window_ms": 0}, 0.002),
+        ({"batch_window_ms": 30}, 0.002),  # a beat would be too long for the loop's timers
+    ],
+)
+def test_turns_keep_no_beat_otherwise(changed: dict[str, Any], every: float) -> None:
+    busy = Busy(**changed)
+    busy.seconds = 0.003
+    busy.talk(2, every)
+    assert busy.world.paces == []
 
 
 def test_no_batch_is_written_while_the_last_one_still_goes_out() -> None:

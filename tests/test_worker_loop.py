@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 pytest.importorskip("tornadochat._poller", reason="the poller needs Linux' epoll")
+from tornadochat._fastframe import OP_TEXT, encode_frame
 from tornadochat._poller import Poller, Stream
+from tornadochat._reactor import Reactor
 from tornadochat.worker_loop import WorkerLoop, at_end_of_turn, open_stream
 
 
@@ -252,6 +254,111 @@ def test_an_interval_above_a_second_is_kept_as_well() -> None:
     assert longest > 1
     near.close()
     far.close()
+
+
+class Steady(asyncio.Protocol):
+    """A stream's protocol that always has more to read, and notes when it was read; in seconds after a beat."""
+
+    def __init__(self, far: socket.socket, beat: float) -> None:
+        self._far, self._beat = far, beat
+        self.read: list[float] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.read.append(time.monotonic() % self._beat)
+        self._far.send(bytes(30_000))  # counts as enough events to be busy
+
+    def connection_lost(self, error: Exception | None) -> None:
+        pass
+
+
+class Paced:
+    """A poller with a beat of half a second, a stream and a member who both always have something to say."""
+
+    BEAT, SETTLE = 0.5, 0.15
+
+    def __init__(self, late: bool = False) -> None:
+        self.poller = Poller(0.005)
+        (near, self.far), (member, self.member) = socket.socketpair(), socket.socketpair()
+        near.setblocking(False)
+        self.steady = Steady(self.far, self.BEAT)
+        self.stream = Stream(self.poller, near.detach(), self.steady, late)
+        self.heard: list[float] = []
+        limits = {"ping_seconds": 25, "pong_seconds": 20, "close_seconds": 5, "stuck_seconds": 30}
+        sizes = dict.fromkeys(("max_backlog_bytes", "max_answer_bytes", "replay_bytes"), 65536)
+        self.reactor = Reactor(
+            on_text=self._on_text,
+            on_closed=lambda *_: None,
+            on_drained=lambda *_: None,
+            on_gap=lambda *_: None,
+            max_message_bytes=1000,
+            poller=self.poller,
+            **sizes,
+            **limits,
+        )
+        self.reactor.attach(member.detach(), self)
+        self.far.send(bytes(30_000))
+        self._say()
+
+    def _say(self) -> None:
+        self.member.send(encode_frame(OP_TEXT, b"x", b"mask"))
+
+    def _on_text(self, _owner: object, _payload: bytes) -> None:
+        self.heard.append(time.monotonic() % self.BEAT)
+        self._say()
+
+    def run(self, seconds: float) -> None:
+        """Forget what was, and go on for so long."""
+        end = time.monotonic() + seconds
+        self.steady.read.clear()
+        self.heard.clear()
+        while time.monotonic() < end:
+            self.poller.wait(seconds)
+
+    def close(self) -> None:
+        self.reactor.close()
+        self.stream.abort()
+        self.far.close()
+        self.member.close()
+
+
+def moments(times: list[float], settle: float) -> set[int]:
+    """In which third of a beat something was: 0 on it, 1 when it has settled, 2 after as long again."""
+    return {min(2, int(at / settle)) for at in times}
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_paced_poller_hears_members_on_the_beat_and_streams_once_more(late: bool) -> None:
+    paced, settling = Paced(late), False
+    paced.run(0.2)
+    assert len(paced.heard) > 10 and len(paced.steady.read) > 10  # busy, with turns of five milliseconds
+    paced.poller.pace(paced.BEAT, paced.SETTLE, lambda: settling)
+    paced.run(paced.BEAT)  # finds the beat
+    paced.run(3 * paced.BEAT)
+    assert moments(paced.heard, paced.SETTLE) == {0} and len(paced.heard) <= 4
+    assert moments(paced.steady.read, paced.SETTLE) == {0, 1} and len(paced.steady.read) <= 8
+    settling = True  # the store is slow
+    paced.run(3 * paced.BEAT)
+    assert moments(paced.heard, paced.SETTLE) == {0}
+    assert moments(paced.steady.read, paced.SETTLE) == {0, 1, 2}
+    paced.poller.pace(0.0, 0.0, None)
+    paced.run(0.2)
+    assert len(paced.heard) > 10
+    paced.close()
+
+
+def test_who_connects_does_not_wait_for_beats() -> None:
+    paced = Paced()
+    paced.poller.pace(paced.BEAT, paced.SETTLE, lambda: False)
+    near, far = socket.socketpair()  # as a listening socket on which one comes after the other
+    paced.poller.watch(near.fileno(), 1, False)
+    far.send(b"x")
+    paced.run(paced.BEAT)
+    paced.run(0.2)
+    assert len(paced.heard) > 10
+    paced.poller.forget(near.fileno())
+    near.close()
+    far.close()
+    paced.close()
 
 
 def test_what_many_bytes_of_a_stream_bring_makes_a_worker_busy() -> None:

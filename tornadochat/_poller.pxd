@@ -52,13 +52,20 @@ cdef class Poller:
     cdef bint work_left
     cdef uint32_t streams_made
     cdef int64_t interval_us        # between two turns of a busy worker; 0 for none
+    cdef int64_t beat_us, settle_us  # see ``pace``; 0 where it was not asked for
+    cdef object settling
+    cdef bint watched_came          # with the last turn, something that the loop watches
     cdef int64_t turned_us          # when the last turn began
     cdef double load                # events of the last LOAD_US, older ones counted less and less
     cdef unsigned char *buffer
 
     cdef int turn(self, int pause_ms, list found) except -1
+    cdef int turn_streams(self) except -1
+    cdef void begin_turn(self)
+    cdef int end_turn(self, list late) except -1
     cdef void run_after(self)
-    cdef void nap(self)
+    cdef bint nap(self) except -1
+    cdef bint choose_turn(self, int64_t *due_us) except -1
 
 
 cdef class Stream:

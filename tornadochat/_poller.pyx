@@ -69,7 +69,7 @@ cdef class Poller:
             as much above 1,000; 0 for none. As with the interrupts of a network card, waking up costs
             more than most of the events. Whatever comes to a worker that is not busy is handled at once.
             The turns of all workers of a machine fall on the same beats of its clock, so that the store
-            gets what they send at once.
+            gets what they send at once. See ``pace`` too.
     """
 
     def __cinit__(self, double interval=0.0):
@@ -125,7 +125,7 @@ cdef class Poller:
             ``interrupted`` was set by a callback.
         """
         cdef int64_t now, until = 0
-        cdef bint forever = timeout is None
+        cdef bint forever = timeout is None, members
         cdef int pause
         cdef list found = []
         if not forever:
@@ -134,19 +134,40 @@ cdef class Poller:
         if self.after:
             self.run_after()
         while True:
-            pause = 0
+            pause, members = 0, True
             if not (self.work_left or self.interrupted or self.after):
                 pause = -1
                 if not forever:
                     now = now_us()
                     pause = <int>min((until - now + 999) // 1000, <int64_t>LONGEST_PAUSE_MS) if until > now else 0
                 if pause and self.interval_us and self.load > BUSY_EVENTS:
-                    self.nap()
-            self.turn(pause, found)
+                    members = self.nap()
+            if members:
+                self.turn(pause, found)
+                self.watched_came = len(found) > 0
+            else:
+                self.turn_streams()
             if self.after:
                 self.run_after()
             if found or self.interrupted or (not forever and now_us() >= until):
                 return found
+
+    def pace(self, double beat, double settle, settling):
+        """Make the turns of a busy worker fewer and longer, two to a beat.
+
+        Everything is handled on the beat, and what it sent to the store is answered a moment later: then the
+        streams alone are read, and the members not before the next beat. The caches are cold once for many
+        messages, and what is fanned out has come together, from all workers that keep the same beats. While
+        something comes that the loop watches, such as connections, turns follow each other as without this.
+
+        Args:
+            beat: Seconds from one to the next; 0 for the turns of the interval that the poller was made with.
+            settle: Seconds in which the store has answered most of the time.
+            settling: Tells whether some answers are not there yet; then the streams are read a second time
+                after as long again.
+        """
+        self.beat_us, self.settle_us = <int64_t>(beat * 1000000.0), <int64_t>(settle * 1000000.0)
+        self.settling = settling
 
     def poll(self):
         """Handle one turn without waiting; what the loop watches is left alone.
@@ -162,7 +183,7 @@ cdef class Poller:
 
     cdef int turn(self, int pause_ms, list found) except -1:
         cdef epoll_event[EVENTS_AT_ONCE] events
-        cdef int64_t begun = 0
+        cdef bint begun = False
         cdef int ready = EVENTS_AT_ONCE, handled = 0, i
         cdef uint64_t data
         cdef list late = []
@@ -170,12 +191,9 @@ cdef class Poller:
             with nogil:
                 ready = epoll_wait(self.epoll, events, EVENTS_AT_ONCE, pause_ms)
             pause_ms = 0
-            if begun == 0:
-                begun = now_us()
-                self.load *= LOAD_US / <double>(LOAD_US + begun - self.turned_us)
-                self.turned_us = begun
-                if self.sockets is not None:
-                    self.sockets.begin_turn(begun)
+            if not begun:
+                begun = True
+                self.begin_turn()
             if ready < 0:
                 self.interrupted = True  # a signal, whose handler is Python's
                 break
@@ -193,29 +211,67 @@ cdef class Poller:
                     self.sockets.on_events(data, events[i].events)
             handled += ready
             self.load += ready
-            if now_us() - begun > READ_BUDGET_US:
+            if now_us() - self.turned_us > READ_BUDGET_US:
                 break
+        return self.end_turn(late)
+
+    cdef int turn_streams(self) except -1:
+        """A turn for the streams alone; one that has nothing to read costs a call of recv()."""
+        cdef list late = []
+        self.begin_turn()
+        for stream in list(self.streams.values()):
+            if (<Stream>stream).late:
+                late.append((stream, EPOLLIN))
+            else:
+                (<Stream>stream).on_events(EPOLLIN)
+        return self.end_turn(late)
+
+    cdef void begin_turn(self):
+        cdef int64_t now = now_us()
+        self.load *= LOAD_US / <double>(LOAD_US + now - self.turned_us)
+        self.turned_us = now
+        if self.sockets is not None:
+            self.sockets.begin_turn(now)
+
+    cdef int end_turn(self, list late) except -1:
         if late:
             if self.after:
                 self.run_after()
             for stream, reported in late:
                 if (<Stream>stream).fd >= 0:  # else it was closed in the same turn
                     (<Stream>stream).on_events(reported)
-        self.work_left = self.sockets.end_turn(begun) if self.sockets is not None else False
+        self.work_left = self.sockets.end_turn(self.turned_us) if self.sockets is not None else False
         return 0
 
-    cdef void nap(self):
-        """Let more come in until the next beat; at most one interval long, which the loop's timers may be
-        late by."""
-        cdef int64_t beat = self.interval_us if self.load > 2 * BUSY_EVENTS else (self.interval_us + 1) // 2
-        cdef int64_t left = (self.turned_us // beat + 1) * beat - now_us()
+    cdef bint nap(self) except -1:
+        """Let more come in until the next turn is due; at most one interval or beat long, which the loop's
+        timers may be late by. Returns whether that turn is for the members too."""
+        cdef int64_t due = 0, left
+        cdef bint members = self.choose_turn(&due)
         cdef timespec time
-        if left <= 0:
-            return
-        time.tv_sec = left // 1000000
-        time.tv_nsec = left % 1000000 * 1000
-        with nogil:
-            nanosleep(&time, NULL)
+        left = due - now_us()
+        if left > 0:
+            time.tv_sec = left // 1000000
+            time.tv_nsec = left % 1000000 * 1000
+            with nogil:
+                nanosleep(&time, NULL)
+        return members
+
+    cdef bint choose_turn(self, int64_t *due_us) except -1:
+        cdef int64_t interval, begun
+        if self.beat_us == 0 or self.watched_came:
+            interval = self.interval_us if self.load > 2 * BUSY_EVENTS else (self.interval_us + 1) // 2
+            due_us[0] = (self.turned_us // interval + 1) * interval
+            return True
+        begun = self.turned_us // self.beat_us * self.beat_us
+        if self.turned_us < begun + self.settle_us:
+            due_us[0] = begun + self.settle_us
+            return False
+        if self.turned_us < begun + 2 * self.settle_us and self.settling():
+            due_us[0] = begun + 2 * self.settle_us
+            return False
+        due_us[0] = begun + self.beat_us
+        return True
 
     cdef void run_after(self):
         """What is added meanwhile has its turn at the end of the next one."""

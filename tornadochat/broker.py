@@ -184,6 +184,10 @@ class Broker:
 
     # Messages --------------------------------------------------------------------------------------
 
+    def publishing(self) -> bool:
+        """Whether the store has not answered yet what was published."""
+        return self._publisher.publishing()
+
     @property
     def on_publish_seconds(self) -> Callable[[float], None] | None:
         """Called with the round trip of each published batch, in seconds."""

@@ -456,6 +456,13 @@ class Publisher:
         for (_who, _fingerprint, reply), outcome in zip(batch, outcomes, strict=True):
             _answer(reply, outcome)
 
+    def publishing(self) -> bool:
+        """Whether answers of the store are still to come."""
+        for link in self.links.ready:  # noqa: SIM110 - a generator costs more
+            if link.waiting:
+                return True
+        return False
+
     def publish_raw(self, channel: bytes, payload: bytes) -> None:
         """Publish without storing; dropped when the store is away or has much to do."""
         link = self._routes[self.links.slot_of(channel)]

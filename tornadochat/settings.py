@@ -140,7 +140,7 @@ class Settings:
     # The hot path.
     batch_window_ms: float = option(
         10.0,
-        "milliseconds in which a busy room writes once, half as many again on a busy worker; 0: no waiting",
+        "milliseconds in which a busy room writes once, up to 2.4 times as many on a busy worker; 0: no waiting",
         "tuning",
         "batch_window",
     )
@@ -152,8 +152,8 @@ class Settings:
     gather: bool = option(
         False, "bring the members of a room together on one worker; for more workers than cores", "tuning"
     )
-    # A message waits for it twice at most, at its sender's worker and at its readers'; with the widest window
-    # of a busy room that is 25 ms.
+    # A message waits for it twice at most, at its sender's worker and at its readers'. Where a worker's turns keep
+    # the beat of its busy rooms (``hub.BEAT_WINDOWS``), what comes for others waits for that: up to 27 ms.
     turn_interval_ms: float = option(
         5.0,
         "milliseconds between two turns of a worker with more than 2,000 events a second; 0 for none",

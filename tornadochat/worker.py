@@ -182,6 +182,7 @@ class Worker:
             close_room=self._close_room,
             people=self.presence.people,
             on_presence=self.presence.on_peer,
+            pace=self._pace if isinstance(self.loop, WorkerLoop) and settings.turn_interval_ms else None,
         )
         self.rules = Rules(
             room=self.hub.room,
@@ -460,6 +461,10 @@ class Worker:
             member.connection.hold(False)
 
     # What the transports report ----------------------------------------------------------------------
+
+    def _pace(self, beat: float, settle: float) -> None:
+        assert isinstance(self.loop, WorkerLoop)
+        self.loop.poller.pace(beat, settle, self.broker.publishing)
 
     def _poll(self) -> None:
         self._poll_queued = False
