@@ -29,7 +29,7 @@ def test_a_module_is_compiled_again_when_a_declaration_has_changed(
     monkeypatch.setattr(native, "_compile", compiled)
     declaration = tmp_path / "shared.pxd"
     for times, seconds in ((1, -60), (1, -60), (2, 60)):
-        declaration.write_text("cdef enum:\n    ANSWER = 42\n")
+        declaration.write_text(f"cdef enum:\n    ANSWER = {42 * times}\n")
         changed = time.time() + seconds
         os.utime(declaration, (changed, changed))
         monkeypatch.delitem(sys.modules, "_twice", raising=False)

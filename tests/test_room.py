@@ -116,11 +116,23 @@ class Channel:
                 entry[0] = next_seq
 
 
+class Pacer:
+    """The pace that a hub has asked for; the test says when a beat has settled."""
+
+    def __init__(self) -> None:
+        self.beats: list[float] = []
+        self.settled = False
+
+    def pace(self, beat: float, settle: float) -> None:
+        assert settle == SETTLE_SECONDS
+        self.beats.append(beat)
+
+
 class World:
     """A hub, a log that the test writes, and a clock that the test moves."""
 
     def __init__(self, paced: bool = False, **changed: Any) -> None:
-        self.paces: list[tuple[float, float]] = []
+        self.pacer = Pacer()
         self.log: list[bytes] = []
         self.first = 1
         self.epoch = EPOCH
@@ -142,7 +154,7 @@ class World:
             close_room=self.closed.append,
             people=lambda name: len(self.hub.rooms[name]),
             on_presence=lambda name, payload: None,
-            pace=(lambda *pace: self.paces.append(pace)) if paced else None,
+            pacer=self.pacer if paced else None,
         )
 
     def sync(self, room: Room, start: int) -> None:
@@ -582,7 +594,7 @@ def test_windows_are_wider_while_fan_outs_take_much_of_the_time() -> None:
 
 
 class Busy:
-    """A room whose fan-outs take a millisecond each, and a beat that the room may ask for."""
+    """A room whose fan-outs take a millisecond each, on a worker that keeps the beat that the room asks for."""
 
     def __init__(self, **changed: Any) -> None:
         self.world = World(paced=True, **changed)
@@ -590,44 +602,82 @@ class Busy:
         (channel,) = self.world.hub.rooms["tea"].channels
         broadcast = channel.broadcast
         self.seconds = 0.001
+        self.came: list[float] = []
 
         def slow(batch: Batch) -> None:
+            self.came.append(self.world.now)
             self.world.now += self.seconds
             broadcast(batch)
 
         channel.broadcast = slow  # type: ignore[method-assign]
 
-    def talk(self, seconds: float, every: float) -> list[float]:
-        """Say something again and again; when it came to Ann."""
-        came, end, next_at = [], self.world.now + seconds, self.world.now
-        while self.world.now < end:
-            seen = len(self.ann.seqs())
-            if self.world.now >= next_at:
-                self.world.say()
-                next_at += every
-            self.world.pass_time(0.0005)
-            if len(self.ann.seqs()) > seen:
-                came.append(self.world.now)
-        return came
-
     @property
     def beat(self) -> float:
-        return self.world.paces[-1][0] if self.world.paces else 0.0
+        return self.world.pacer.beats[-1] if self.world.pacer.beats else 0.0
+
+    def talk(self, seconds: float, every: float) -> list[float]:
+        """Say something again and again; when that was written. On a beat, what was said comes when it has
+        settled."""
+        self.came = []
+        end, next_at, said = self.world.now + seconds, self.world.now, 0
+        while self.world.now < end:
+            while self.world.now >= next_at:
+                said += 1
+                next_at += every
+            self.world.pacer.settled = bool(self.beat) and self.since < 0.0005
+            if said and (self.world.pacer.settled or not self.beat):
+                self.world.say(said)
+                said = 0
+            self.world.pass_time(0.0005)
+        self.world.pacer.settled = False
+        return self.came
+
+    @property
+    def since(self) -> float:
+        """The last moment at which a beat had settled."""
+        return (self.world.now - SETTLE_SECONDS) % self.beat
 
 
 def test_turns_keep_a_beat_while_busy_rooms_take_much_of_the_time() -> None:
     busy = Busy(batch_window_ms=10)
     busy.talk(1, every=0.002)
-    assert busy.world.paces == [(pytest.approx(0.024), SETTLE_SECONDS)]
-    came = busy.talk(1, every=0.002)
-    since = [(at - SETTLE_SECONDS) % busy.beat for at in came]
-    assert max(since) < 2 * SETTLE_SECONDS, since  # only when a beat has settled, or a little later
-    assert len({int((at - SETTLE_SECONDS) / busy.beat) for at in came}) >= 41  # and at each of them
+    assert busy.world.pacer.beats == [0.024]
+    came = busy.talk(2, every=0.002)
+    assert 82 <= len(came) <= 84  # once for each beat
+    assert busy.world.pacer.beats == [0.024]  # although the fan-outs take less of the time
     busy.seconds = 0.00001
     busy.talk(1, every=0.002)
-    assert busy.beat == 0 and len(busy.world.paces) == 2
+    assert busy.world.pacer.beats == [0.024, 0]
     seqs = busy.ann.seqs()
     assert seqs == list(range(1, len(seqs) + 1))
+
+
+def test_what_comes_between_two_beats_goes_out_when_the_next_one_has_settled() -> None:
+    busy = Busy(batch_window_ms=10)
+    busy.talk(1, every=0.002)
+
+    def go_to(since: float) -> None:
+        busy.world.now += (since - busy.since) % busy.beat
+        busy.world.pacer.settled = not since
+
+    go_to(0)
+    busy.world.say()
+    busy.came = []
+    go_to(0.012)
+    busy.world.say()
+    for _ in range(50):
+        busy.world.pass_time(0.0005)
+    assert len(busy.came) == 1 and (busy.came[0] - SETTLE_SECONDS) % busy.beat < SETTLE_SECONDS + 0.003
+    go_to(0)
+    busy.world.say()
+    seen = len(busy.ann.seqs())
+    go_to(0.012)  # a beat that came late, and the look at the streams comes late too
+    busy.world.say()
+    assert len(busy.ann.seqs()) == seen
+    busy.world.now += SETTLE_SECONDS
+    busy.world.pacer.settled = True
+    busy.world.say()
+    assert len(busy.ann.seqs()) == seen + 2
 
 
 def test_a_window_wider_than_the_beat_goes_on_to_the_end_of_one() -> None:
@@ -637,7 +687,7 @@ def test_a_window_wider_than_the_beat_goes_on_to_the_end_of_one() -> None:
     busy.seconds = 0.05  # a huge room: twice that is its window
     came = busy.talk(3, every=0.002)
     waits = [after - before for before, after in itertools.pairwise(came[2:])]
-    assert min(waits) > 0.09 and max(waits) < 0.09 + 3 * busy.beat
+    assert min(waits) > 0.09 and max(waits) < 0.09 + 4 * busy.beat
 
 
 @pytest.mark.parametrize(
@@ -645,14 +695,25 @@ def test_a_window_wider_than_the_beat_goes_on_to_the_end_of_one() -> None:
     [
         ({"batch_window_ms": 10}, 0.04),  # each message goes alone: nobody waits for others
         ({"batch_window_ms": 0}, 0.002),
-        ({"batch_window_ms": 30}, 0.002),  # a beat would be too long for the loop's timers
+        ({"batch_window_ms": 2}, 0.0005),  # a beat would be over before it has settled
+        ({"batch_window_ms": 30}, 0.002),  # a beat would be too long for who connects
+        ({"batch_window_ms": 10, "turn_interval_ms": 0}, 0.002),
+        ({"batch_window_ms": 10, "turn_interval_ms": 20}, 0.002),
     ],
 )
 def test_turns_keep_no_beat_otherwise(changed: dict[str, Any], every: float) -> None:
     busy = Busy(**changed)
-    busy.seconds = 0.003
+    busy.seconds = 0.003 if every > 0.001 else 0.0003
     busy.talk(2, every)
-    assert busy.world.paces == []
+    assert busy.world.pacer.beats == []
+
+
+@pytest.mark.parametrize("window", [5, 5.5, 9, 9.5, 11, 18.5, 20])
+def test_hub_and_poller_count_a_beat_in_the_same_microseconds(window: float) -> None:
+    busy = Busy(batch_window_ms=window)
+    busy.seconds = window / 5000
+    busy.talk(2, every=0.0015)
+    assert busy.beat and abs(busy.beat * 1e6 - round(busy.beat * 1e6)) < 1e-6
 
 
 def test_no_batch_is_written_while_the_last_one_still_goes_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -259,13 +260,19 @@ def test_an_interval_above_a_second_is_kept_as_well() -> None:
 class Steady(asyncio.Protocol):
     """A stream's protocol that always has more to read, and notes when it was read; in seconds after a beat."""
 
-    def __init__(self, far: socket.socket, beat: float) -> None:
-        self._far, self._beat = far, beat
+    def __init__(self, far: socket.socket, beat: float, poller: Poller) -> None:
+        self._far, self._beat, self._poller = far, beat, poller
         self.read: list[float] = []
+        self.settled: set[bool] = set()
+        self.size = 30_000  # counts as enough events to be busy
 
     def data_received(self, data: bytes) -> None:
-        self.read.append(time.monotonic() % self._beat)
-        self._far.send(bytes(30_000))  # counts as enough events to be busy
+        at = time.monotonic() % self._beat
+        self.read.append(at)
+        if self._poller.settled:
+            assert at > 0.1
+        self.settled.add(self._poller.settled)
+        self._far.send(bytes(self.size))
 
     def connection_lost(self, error: Exception | None) -> None:
         pass
@@ -280,7 +287,7 @@ class Paced:
         self.poller = Poller(0.005)
         (near, self.far), (member, self.member) = socket.socketpair(), socket.socketpair()
         near.setblocking(False)
-        self.steady = Steady(self.far, self.BEAT)
+        self.steady = Steady(self.far, self.BEAT, self.poller)
         self.stream = Stream(self.poller, near.detach(), self.steady, late)
         self.heard: list[float] = []
         limits = {"ping_seconds": 25, "pong_seconds": 20, "close_seconds": 5, "stuck_seconds": 30}
@@ -328,35 +335,85 @@ def moments(times: list[float], settle: float) -> set[int]:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_paced_poller_hears_members_on_the_beat_and_streams_once_more(late: bool) -> None:
-    paced, settling = Paced(late), False
+    paced, unanswered = Paced(late), False
     paced.run(0.2)
     assert len(paced.heard) > 10 and len(paced.steady.read) > 10  # busy, with turns of five milliseconds
-    paced.poller.pace(paced.BEAT, paced.SETTLE, lambda: settling)
+    paced.poller.unanswered = lambda: unanswered
+    paced.poller.pace(paced.BEAT, paced.SETTLE)
     paced.run(paced.BEAT)  # finds the beat
     paced.run(3 * paced.BEAT)
     assert moments(paced.heard, paced.SETTLE) == {0} and len(paced.heard) <= 4
     assert moments(paced.steady.read, paced.SETTLE) == {0, 1} and len(paced.steady.read) <= 8
-    settling = True  # the store is slow
+    assert paced.steady.settled == {False, True}
+    unanswered = True  # the store is slow
     paced.run(3 * paced.BEAT)
     assert moments(paced.heard, paced.SETTLE) == {0}
     assert moments(paced.steady.read, paced.SETTLE) == {0, 1, 2}
-    paced.poller.pace(0.0, 0.0, None)
+    paced.poller.pace(0.0, 0.0)
     paced.run(0.2)
     assert len(paced.heard) > 10
     paced.close()
 
 
-def test_who_connects_does_not_wait_for_beats() -> None:
+def test_turns_are_as_usual_while_somebody_connects_and_keep_the_beat_again_after_that() -> None:
     paced = Paced()
-    paced.poller.pace(paced.BEAT, paced.SETTLE, lambda: False)
+    paced.poller.pace(paced.BEAT, paced.SETTLE)
     near, far = socket.socketpair()  # as a listening socket on which one comes after the other
     paced.poller.watch(near.fileno(), 1, False)
     far.send(b"x")
     paced.run(paced.BEAT)
     paced.run(0.2)
     assert len(paced.heard) > 10
+    near.recv(1)
+    paced.run(2 * paced.BEAT)  # one of them as usual, one to find the beat
+    paced.run(2 * paced.BEAT)
+    assert 1 <= len(paced.heard) <= 3
     paced.poller.forget(near.fileno())
     near.close()
+    far.close()
+    paced.close()
+
+
+def test_a_timer_does_not_wait_for_a_beat() -> None:
+    paced = Paced()
+    paced.poller.pace(paced.BEAT, paced.SETTLE)
+    paced.run(2 * paced.BEAT)
+    for _ in range(5):
+        begun = time.monotonic()
+        paced.poller.wait(0.05)
+        assert time.monotonic() - begun < 0.3
+    paced.close()
+
+
+def test_what_a_turn_left_unread_does_not_wait_for_a_beat() -> None:
+    paced = Paced()
+    paced.steady.size = 65_536  # a whole read, behind which there may be more
+    paced.poller.pace(paced.BEAT, paced.SETTLE)
+    paced.run(2 * paced.BEAT)
+    assert len(paced.steady.read) > 100
+    paced.close()
+
+
+def test_a_queue_of_a_stream_is_written_between_two_beats() -> None:
+    paced = Paced()
+    paced.poller.pace(paced.BEAT, paced.SETTLE)
+    paced.poller.unanswered = lambda: True
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.setblocking(False)
+    writer = Stream(paced.poller, near.detach(), Noted())
+    written, got, late = bytes(2_000_000), 0, 0
+    paced.run(2 * paced.BEAT)
+    writer.write(written)
+    while got < len(written):
+        with contextlib.suppress(BlockingIOError):
+            while part := far.recv(1 << 20):
+                got += len(part)
+        paced.poller.wait(0.05)
+        late += 1
+        assert late < 200
+    assert late < 60  # a beat each would be more than a hundred
+    writer.abort()
     far.close()
     paced.close()
 

@@ -53,19 +53,22 @@ cdef class Poller:
     cdef uint32_t streams_made
     cdef int64_t interval_us        # between two turns of a busy worker; 0 for none
     cdef int64_t beat_us, settle_us  # see ``pace``; 0 where it was not asked for
-    cdef object settling
-    cdef bint watched_came          # with the last turn, something that the loop watches
+    cdef public object unanswered   # tells whether the store still has something to answer; None for never
+    cdef readonly bint settled      # this turn is one for the streams alone
+    cdef bint heard                 # the last one was not
+    cdef bint left                  # the last one did not read all that there was
+    cdef int64_t watched_us         # when something last came that the loop watches
     cdef int64_t turned_us          # when the last turn began
     cdef double load                # events of the last LOAD_US, older ones counted less and less
     cdef unsigned char *buffer
 
     cdef int turn(self, int pause_ms, list found) except -1
     cdef int turn_streams(self) except -1
-    cdef void begin_turn(self)
-    cdef int end_turn(self, list late) except -1
+    cdef void open_turn(self)
+    cdef int close_turn(self, list late) except -1
     cdef void run_after(self)
-    cdef bint nap(self) except -1
     cdef bint choose_turn(self, int64_t *due_us) except -1
+    cdef void sleep_until(self, int64_t due_us) noexcept
 
 
 cdef class Stream:

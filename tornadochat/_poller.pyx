@@ -70,6 +70,10 @@ cdef class Poller:
             more than most of the events. Whatever comes to a worker that is not busy is handled at once.
             The turns of all workers of a machine fall on the same beats of its clock, so that the store
             gets what they send at once. See ``pace`` too.
+
+    Attributes:
+        unanswered: Tells whether the store still has something to answer; for ``pace``. None for never.
+        settled: Whether this turn is one for the streams alone, see ``pace``.
     """
 
     def __cinit__(self, double interval=0.0):
@@ -124,7 +128,7 @@ cdef class Poller:
             ``(fd, events)`` of watched descriptors; empty after ``timeout``, a signal, or when
             ``interrupted`` was set by a callback.
         """
-        cdef int64_t now, until = 0
+        cdef int64_t now, due, until = 0
         cdef bint forever = timeout is None, members
         cdef int pause
         cdef list found = []
@@ -135,16 +139,19 @@ cdef class Poller:
             self.run_after()
         while True:
             pause, members = 0, True
-            if not (self.work_left or self.interrupted or self.after):
+            if not (self.work_left or self.left or self.interrupted or self.after):
                 pause = -1
                 if not forever:
                     now = now_us()
                     pause = <int>min((until - now + 999) // 1000, <int64_t>LONGEST_PAUSE_MS) if until > now else 0
                 if pause and self.interval_us and self.load > BUSY_EVENTS:
-                    members = self.nap()
+                    members = self.choose_turn(&due)
+                    if self.beat_us and not forever and until < due:
+                        self.sleep_until(until)  # a beat is too long for a timer to be late by
+                        return found
+                    self.sleep_until(due)
             if members:
                 self.turn(pause, found)
-                self.watched_came = len(found) > 0
             else:
                 self.turn_streams()
             if self.after:
@@ -152,22 +159,21 @@ cdef class Poller:
             if found or self.interrupted or (not forever and now_us() >= until):
                 return found
 
-    def pace(self, double beat, double settle, settling):
-        """Make the turns of a busy worker fewer and longer, two to a beat.
+    def pace(self, double beat, double settle):
+        """Make the turns of a busy worker fewer and longer.
 
-        Everything is handled on the beat, and what it sent to the store is answered a moment later: then the
-        streams alone are read, and the members not before the next beat. The caches are cold once for many
-        messages, and what is fanned out has come together, from all workers that keep the same beats. While
-        something comes that the loop watches, such as connections, turns follow each other as without this.
+        On each beat everything is handled. What that sent to the store is answered a moment later: then, and
+        again while ``unanswered``, the streams alone are read; the members are not before the next beat. So the
+        caches are cold once for many messages, and what is fanned out has come together, from all workers that
+        keep the same beats. For a beat after something came that the loop watches, such as a connection, turns
+        follow each other as without this.
 
         Args:
-            beat: Seconds from one to the next; 0 for the turns of the interval that the poller was made with.
+            beat: Seconds from one to the next, at least twice ``settle``; 0 for the turns of the interval that
+                the poller was made with. Counted from the beginning of the monotonic clock.
             settle: Seconds in which the store has answered most of the time.
-            settling: Tells whether some answers are not there yet; then the streams are read a second time
-                after as long again.
         """
-        self.beat_us, self.settle_us = <int64_t>(beat * 1000000.0), <int64_t>(settle * 1000000.0)
-        self.settling = settling
+        self.beat_us, self.settle_us = <int64_t>(beat * 1000000.0 + 0.5), <int64_t>(settle * 1000000.0 + 0.5)
 
     def poll(self):
         """Handle one turn without waiting; what the loop watches is left alone.
@@ -193,7 +199,7 @@ cdef class Poller:
             pause_ms = 0
             if not begun:
                 begun = True
-                self.begin_turn()
+                self.open_turn()
             if ready < 0:
                 self.interrupted = True  # a signal, whose handler is Python's
                 break
@@ -213,27 +219,38 @@ cdef class Poller:
             self.load += ready
             if now_us() - self.turned_us > READ_BUDGET_US:
                 break
-        return self.end_turn(late)
+        self.left = self.left or ready == EVENTS_AT_ONCE
+        self.heard = True
+        if found:
+            self.watched_us = self.turned_us
+        return self.close_turn(late)
 
     cdef int turn_streams(self) except -1:
         """A turn for the streams alone; one that has nothing to read costs a call of recv()."""
         cdef list late = []
-        self.begin_turn()
+        cdef uint32_t events
+        self.open_turn()
+        self.heard, self.settled = False, True
         for stream in list(self.streams.values()):
+            events = EPOLLIN | (EPOLLOUT if (<Stream>stream).queue else 0)
             if (<Stream>stream).late:
-                late.append((stream, EPOLLIN))
+                late.append((stream, events))
             else:
-                (<Stream>stream).on_events(EPOLLIN)
-        return self.end_turn(late)
+                (<Stream>stream).on_events(events)
+        try:
+            return self.close_turn(late)
+        finally:
+            self.settled = False
 
-    cdef void begin_turn(self):
+    cdef void open_turn(self):
         cdef int64_t now = now_us()
         self.load *= LOAD_US / <double>(LOAD_US + now - self.turned_us)
         self.turned_us = now
+        self.left = False
         if self.sockets is not None:
             self.sockets.begin_turn(now)
 
-    cdef int end_turn(self, list late) except -1:
+    cdef int close_turn(self, list late) except -1:
         if late:
             if self.after:
                 self.run_after()
@@ -243,35 +260,29 @@ cdef class Poller:
         self.work_left = self.sockets.end_turn(self.turned_us) if self.sockets is not None else False
         return 0
 
-    cdef bint nap(self) except -1:
-        """Let more come in until the next turn is due; at most one interval or beat long, which the loop's
-        timers may be late by. Returns whether that turn is for the members too."""
-        cdef int64_t due = 0, left
-        cdef bint members = self.choose_turn(&due)
-        cdef timespec time
-        left = due - now_us()
-        if left > 0:
-            time.tv_sec = left // 1000000
-            time.tv_nsec = left % 1000000 * 1000
-            with nogil:
-                nanosleep(&time, NULL)
-        return members
-
     cdef bint choose_turn(self, int64_t *due_us) except -1:
-        cdef int64_t interval, begun
-        if self.beat_us == 0 or self.watched_came:
-            interval = self.interval_us if self.load > 2 * BUSY_EVENTS else (self.interval_us + 1) // 2
+        """When a busy worker has its next turn, and whether that is for the members too: until then more comes
+        in. At most one interval or beat after the last one."""
+        cdef int64_t interval = self.interval_us if self.load > 2 * BUSY_EVENTS else (self.interval_us + 1) // 2
+        cdef int64_t next_look = self.turned_us + self.settle_us
+        if self.beat_us == 0 or self.turned_us - self.watched_us < self.beat_us:
             due_us[0] = (self.turned_us // interval + 1) * interval
             return True
-        begun = self.turned_us // self.beat_us * self.beat_us
-        if self.turned_us < begun + self.settle_us:
-            due_us[0] = begun + self.settle_us
+        due_us[0] = (self.turned_us // self.beat_us + 1) * self.beat_us
+        if next_look < due_us[0] and (self.heard or (self.unanswered is not None and self.unanswered())):
+            due_us[0] = next_look
             return False
-        if self.turned_us < begun + 2 * self.settle_us and self.settling():
-            due_us[0] = begun + 2 * self.settle_us
-            return False
-        due_us[0] = begun + self.beat_us
         return True
+
+    cdef void sleep_until(self, int64_t due_us) noexcept:
+        cdef int64_t pause_us = due_us - now_us()
+        cdef timespec time
+        if pause_us <= 0:
+            return
+        time.tv_sec = pause_us // 1000000
+        time.tv_nsec = pause_us % 1000000 * 1000
+        with nogil:
+            nanosleep(&time, NULL)
 
     cdef void run_after(self):
         """What is added meanwhile has its turn at the end of the next one."""
@@ -371,6 +382,8 @@ cdef class Stream:
                     got = recv(fd, buffer, READ_BYTES, 0)
                 if got > 0:
                     self.poller.load += got // EVENT_BYTES
+                    if got == READ_BYTES:
+                        self.poller.left = True
                     self.protocol.data_received(PyBytes_FromStringAndSize(<char *>buffer, got))
                 elif got == 0:
                     self.lose(None)

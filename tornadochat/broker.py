@@ -77,6 +77,7 @@ class Broker:
 
     Attributes:
         available: Whether any room can be served.
+        tls: Whether the store is reached over TLS.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Broker:
         self.redis = make_client(url, SLOW_CONNECTIONS, settings.publish_seconds)
         address = parse_address(url)
         prefix = settings.redis_prefix
+        self.tls = address.tls is not None
         self._on_status = on_status
         self._control = f"{prefix}:control".encode()
         self._prefix = prefix
@@ -184,9 +186,9 @@ class Broker:
 
     # Messages --------------------------------------------------------------------------------------
 
-    def publishing(self) -> bool:
-        """Whether the store has not answered yet what was published."""
-        return self._publisher.publishing()
+    def unanswered(self) -> bool:
+        """Whether the store still has to answer something that the publisher sent."""
+        return self._publisher.unanswered()
 
     @property
     def on_publish_seconds(self) -> Callable[[float], None] | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tornadochat.room import Page, Room
 
@@ -38,17 +38,30 @@ MAX_STRETCH = 1.5
 SHARE_SECONDS = 0.1
 STRETCH_STEP = 1.25
 # Where the windows are at their widest, and most events go out together with others, the worker's turns keep a
-# beat of so many windows, until the windows are as asked for again. A message waits for one beat and twice
-# SETTLE_SECONDS at most: 30 ms with the default window, which leaves 10 of 40 ms for the fan-outs. Fewer turns
-# find the caches cold fewer times, and windows that end together make longer runs of sends.
+# beat of so many windows, until the windows are as asked for again. A message waits for one beat and for what the
+# store then takes, 27 ms with the default window and a store nearby: that leaves 13 of 40 ms for the fan-outs.
+# Fewer turns find the caches cold fewer times, and windows that end together make longer runs of sends.
 BEAT_WINDOWS = 2.4
 MIN_TOGETHER = 0.5
-# The loop's timers and who connects wait for a beat; a wider window than this allows is kept by timers alone.
-MAX_BEAT_SECONDS = 0.05
 # From a beat to the moment in which the store has answered what all workers sent on it, most of the time.
 SETTLE_SECONDS = 0.003
+# A shorter beat has no room for that. Who connects waits for a longer one; wider windows are kept by timers alone.
+MIN_BEAT_SECONDS, MAX_BEAT_SECONDS = 4 * SETTLE_SECONDS, 0.05
+# On a beat fan-outs cost less; until they take less than this share the beat is kept.
+PACED_BUSY_SHARE = BUSY_SHARE / 2
 # One timer serves all rooms that wait; it fires no more often than this.
 MIN_TIMER_SECONDS = 0.002
+
+
+class Pacer(Protocol):
+    """What makes the turns of a worker keep a beat; its ``Poller``."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether in this turn there is what the store answered to all that was sent on the beat."""
+
+    def pace(self, beat: float, settle: float) -> None:
+        """Keep a beat of so many seconds, 0 for none, that has settled after so many."""
 
 
 class Hub:
@@ -65,8 +78,7 @@ class Hub:
         close_room: Unsubscribe a room that nobody is in any more.
         people: See ``room.Ports.people``.
         on_presence: Takes a room's name and a presence payload of another worker.
-        pace: Makes the worker's turns keep a beat, see ``Poller.pace``: takes its seconds, 0 for none, and
-            SETTLE_SECONDS. None where turns cannot be paced.
+        pacer: Makes the worker's turns keep a beat; None where they cannot.
     """
 
     def __init__(
@@ -82,7 +94,7 @@ class Hub:
         close_room: Callable[[str], None],
         people: Callable[[str], int],
         on_presence: Callable[[str, bytes], None],
-        pace: Callable[[float, float], None] | None = None,
+        pacer: Pacer | None = None,
     ) -> None:
         self.rooms: dict[str, Room] = {}
         self.replay_bytes = settings.replay_in_flight_bytes
@@ -103,10 +115,12 @@ class Hub:
         self._by_channel: dict[bytes, Room] = {}
         self._due: dict[Room, None] = {}  # rooms with pending events, in the order they became due
         self._timer_runs = False
-        self._pace = pace
+        self._pacer = pacer
         self._widest_beat = 0.0  # seconds; 0 where turns are not paced
-        if pace is not None and self._window * BEAT_WINDOWS <= MAX_BEAT_SECONDS:
-            self._widest_beat = self._window * BEAT_WINDOWS
+        beat = round(self._window * BEAT_WINDOWS, 6)  # whole microseconds, as the pacer counts them
+        shortest = max(MIN_BEAT_SECONDS, 2 * settings.turn_interval_ms / 1000)
+        if pacer is not None and settings.turn_interval_ms and shortest <= beat <= MAX_BEAT_SECONDS:
+            self._widest_beat = beat
         self._beat = 0.0  # that the turns keep; 0 for none
         self._together = self._alone = 0  # events since _share_from, and whether they went out with others
         self._stretch = 1.0  # times that windows are wider than asked for
@@ -192,14 +206,15 @@ class Hub:
                     room.next_flush = self._end_of_window(now, room.window)
 
     def _end_of_window(self, now: float, window: float) -> float:
-        """When a message that comes now goes out: after the window, or on the beat when that is over."""
-        if not self._beat:
+        """When a message that comes now goes out: after the window; on a beat by the turn in which that has
+        settled (see ``flush_due``), and this is when it goes out should nothing come then."""
+        if not self._beat or self._pacer is None:
             return now + window
         earliest = now + max(0.0, window - self._beat)
-        since = (earliest - SETTLE_SECONDS) % self._beat  # the last moment at which a beat was settled
-        if since <= SETTLE_SECONDS + self._slack:  # or that of a second look, see ``Poller.pace``
-            return earliest
-        return earliest + self._beat - since
+        if earliest == now and self._pacer.settled:
+            return now
+        since = (earliest - SETTLE_SECONDS) % self._beat  # the last moment at which a beat had settled
+        return earliest + self._beat - since + SETTLE_SECONDS
 
     def flush_due(self) -> None:
         """Write every room whose window is over; a timer sees to the others."""
@@ -207,9 +222,10 @@ class Hub:
             return
         now = self._now()
         soon = now + self._slack
+        ending = self._beat if self._pacer is not None and self._pacer.settled else -1.0  # windows that end now
         waiting: dict[Room, None] = {}
         for room in self._due:
-            if room.next_flush > soon or room.busy:
+            if room.busy or (room.next_flush > soon and room.window > ending):
                 waiting[room] = None
             elif room.pending:
                 self._flush(room)
@@ -224,7 +240,8 @@ class Hub:
     def _set_stretch(self, now: float) -> None:
         """Wider windows where fan-outs take much of the worker's time, narrower ones where they do not."""
         share = self._fan_out_seconds / (now - self._share_from)
-        change = min(max(share / BUSY_SHARE, 1 / STRETCH_STEP), STRETCH_STEP)
+        busy_share = PACED_BUSY_SHARE if self._beat else BUSY_SHARE
+        change = min(max(share / busy_share, 1 / STRETCH_STEP), STRETCH_STEP)
         self._stretch = min(max(self._stretch * change, 1.0), MAX_STRETCH)
         self._set_beat()
         self._fan_out_seconds, self._share_from = 0.0, now
@@ -238,9 +255,9 @@ class Hub:
             beat = 0.0
         else:
             return
-        if beat != self._beat and self._pace is not None:
+        if beat != self._beat and self._pacer is not None:
             self._beat = beat
-            self._pace(beat, SETTLE_SECONDS)
+            self._pacer.pace(beat, SETTLE_SECONDS)
 
     def _on_timer(self) -> None:
         self._timer_runs = False

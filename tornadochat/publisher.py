@@ -456,7 +456,7 @@ class Publisher:
         for (_who, _fingerprint, reply), outcome in zip(batch, outcomes, strict=True):
             _answer(reply, outcome)
 
-    def publishing(self) -> bool:
+    def unanswered(self) -> bool:
         """Whether answers of the store are still to come."""
         for link in self.links.ready:  # noqa: SIM110 - a generator costs more
             if link.waiting:

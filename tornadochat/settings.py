@@ -153,7 +153,7 @@ class Settings:
         False, "bring the members of a room together on one worker; for more workers than cores", "tuning"
     )
     # A message waits for it twice at most, at its sender's worker and at its readers'. Where a worker's turns keep
-    # the beat of its busy rooms (``hub.BEAT_WINDOWS``), what comes for others waits for that: up to 27 ms.
+    # the beat of its busy rooms (``hub.BEAT_WINDOWS``), whatever comes waits for that beat instead.
     turn_interval_ms: float = option(
         5.0,
         "milliseconds between two turns of a worker with more than 2,000 events a second; 0 for none",

@@ -32,7 +32,7 @@ from tornadochat.errors import StoreError
 from tornadochat.gateway import Upgraded, make_gateway
 from tornadochat.handover import Parcel
 from tornadochat.homes import WIDE_MEMBERS
-from tornadochat.hub import Hub
+from tornadochat.hub import Hub, Pacer
 from tornadochat.identity import IdentityKeeper
 from tornadochat.limits import TokenBucket, resolve
 from tornadochat.member import UNLIMITED, Member, Rates, Rules
@@ -182,7 +182,7 @@ class Worker:
             close_room=self._close_room,
             people=self.presence.people,
             on_presence=self.presence.on_peer,
-            pace=self._pace if isinstance(self.loop, WorkerLoop) and settings.turn_interval_ms else None,
+            pacer=self._pacer(),
         )
         self.rules = Rules(
             room=self.hub.room,
@@ -462,9 +462,12 @@ class Worker:
 
     # What the transports report ----------------------------------------------------------------------
 
-    def _pace(self, beat: float, settle: float) -> None:
-        assert isinstance(self.loop, WorkerLoop)
-        self.loop.poller.pace(beat, settle, self.broker.publishing)
+    def _pacer(self) -> Pacer | None:
+        """The poller, where it reads members and the store by itself: over TLS the loop does."""
+        if not isinstance(self.loop, WorkerLoop) or self.settings.tls or self.broker.tls:
+            return None
+        self.loop.poller.unanswered = self.broker.unanswered
+        return self.loop.poller
 
     def _poll(self) -> None:
         self._poll_queued = False
