@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import request_bytes
+from tests.support import LEFT_TO_THE_SERVER, request_bytes
 from tornadochat.acceptor import CONNECTIONS_AT_ONCE, Acceptor, read_handshake
 from tornadochat.handshake import Request
 
@@ -67,7 +67,7 @@ def test_a_whole_handshake_is_read_and_not_what_comes_behind_it() -> None:
         request_bytes().replace(b"\r\nUpgrade", b"\n\r\nUpgrade"),
         request_bytes().replace(b"\r\nUpgrade", b"\nUpgrade"),
         request_bytes(path="/ws?" + "a=1&" * 64),
-        request_bytes(X=["1"] * 64),
+        request_bytes(**LEFT_TO_THE_SERVER),
     ],
 )
 def test_anything_else_is_left_alone(received: bytes) -> None:

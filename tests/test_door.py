@@ -10,13 +10,10 @@ from typing import Any
 import pytest
 
 from bench.processes import Server, running_server
-from tests.support import KEY, SLOWNESS, dial, http, read_all, read_head, request_bytes
+from tests.support import KEY, LEFT_TO_THE_SERVER, SLOWNESS, dial, http, read_all, read_head, request_bytes
 from tornadochat._fastframe import OP_CLOSE, OP_PING, OP_PONG, OP_TEXT, FrameDecoder, encode_close, encode_frame
-from tornadochat.acceptor import MAX_FIELDS
 
 MASK = b"\x11\x22\x33\x44"
-# With so many fields a handshake is none for the acceptor; Tornado's HTTP server reads it.
-LEFT_TO_THE_SERVER = {"X": ["1"] * MAX_FIELDS}
 
 
 def upgraded(port: int, behind: bytes = b"") -> socket.socket:

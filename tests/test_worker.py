@@ -13,9 +13,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests.support import SLOWNESS, request_bytes
+from tests.support import LEFT_TO_THE_SERVER, SLOWNESS, request_bytes
 from tornadochat import identity, presence, worker
-from tornadochat.acceptor import MAX_FIELDS
 from tornadochat.auth import load_secrets
 from tornadochat.errors import Unavailable
 from tornadochat.listening import listen
@@ -97,7 +96,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("further", [{}, {"X": ["1"] * MAX_FIELDS}])
+@pytest.mark.parametrize("further", [{}, LEFT_TO_THE_SERVER])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_handshake_that_fails_leaves_nothing_behind(
     store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, further: dict[str, Any]
