@@ -3,7 +3,7 @@
 
 Nothing that delivers each message by a send() of its own can cost less than this; what a server adds
 is its distance from here, measured in the same run. Who waits a while and sends each member all that came
-meanwhile has another floor, which is here too.
+meanwhile has another floor, which is here too; and so has who keeps every message in the store first.
 """
 
 from libc.stdint cimport int64_t
@@ -15,6 +15,18 @@ cdef extern from "<sys/socket.h>" nogil:
         MSG_NOSIGNAL
     ssize_t send(int fd, const void *buf, size_t size, int flags)
     ssize_t recv(int fd, void *buf, size_t size, int flags)
+
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
+
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int ppoll(pollfd *fds, unsigned long count, const timespec *timeout, const void *sigmask)
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
@@ -133,6 +145,107 @@ def fan_out_batched(list fds, int rooms, bytes frame, double rate, double second
         cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID) - cpu
     free(all_fds)
     return sent, cpu / 1e6
+
+
+def fan_out_stored(
+    list fds, list numbers, int rooms, bytes frame, list commands, int stamp, int publisher, int subscriber,
+    double rate, double seconds, int worker, int workers,
+):
+    """Have the store number, keep and publish every message, and send ``frame`` for each that it publishes.
+
+    Args:
+        fds: Connected non-blocking sockets of the members that this process holds.
+        numbers: The room of each.
+        rooms: Number of rooms, at most 256.
+        frame: Bytes that each member gets for each message.
+        commands: For each room the command that publishes a message, as the store reads it.
+        stamp: Where a command has the 16 hexadecimal digits that tell one message from another.
+        publisher: Connected socket for the commands.
+        subscriber: Connected socket that is subscribed to channels whose names end in ``}:ch``, behind two
+            hexadecimal digits for the room.
+        rate: Messages a second, all rooms and processes together.
+        seconds: How long they are sent; what comes in the half second after it is still delivered.
+        worker: Number of this process, which publishes every ``workers``-th message.
+        workers: Number of processes.
+
+    Returns:
+        ``(deliveries, CPU seconds of this process)``; sends that the socket refused do not count.
+
+    Raises:
+        ValueError: The store refused a command.
+    """
+    cdef int count = len(fds), i, room, size_of_frame = len(frame)
+    cdef int *all_fds = descriptors(fds)
+    cdef int *room_of = descriptors(numbers)
+    cdef const char *raw = frame
+    cdef const char *command
+    cdef char[65536] buffer
+    cdef char *place
+    cdef char *end
+    cdef ssize_t got
+    cdef size_t size
+    cdef pollfd[2] polled
+    cdef timespec pause
+    cdef bint refused = False
+    cdef int64_t begin, due, now, cpu, left, message = worker, total = <int64_t>(rate * seconds), sent = 0
+    polled[0].fd, polled[1].fd = publisher, subscriber
+    polled[0].events = polled[1].events = POLLIN
+    cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID)
+    begin = clock_us(CLOCK_MONOTONIC)
+    while not refused:
+        due = begin + <int64_t>((message if message < total else total) * 1000000.0 / rate)
+        now = clock_us(CLOCK_MONOTONIC)
+        if message >= total:
+            due += 500000
+            if now >= due:
+                break
+        elif now >= due:
+            room = message % rooms
+            command = commands[room]
+            size = len(commands[room])
+            put_hex(<char *>command + stamp, message)
+            with nogil:
+                send(publisher, command, size, MSG_NOSIGNAL)
+            message += workers
+            continue
+        with nogil:
+            left = due - now
+            pause.tv_sec = left // 1000000
+            pause.tv_nsec = left % 1000000 * 1000
+            ppoll(polled, 2, &pause, NULL)
+            if polled[0].revents:
+                got = recv(publisher, buffer, 65536, 0)
+                refused = got <= 0 or memmem(buffer, got, b"-", 1) == buffer
+            if polled[1].revents:
+                got = recv(subscriber, buffer, 65536, 0)
+                place = buffer
+                end = buffer + got
+                while got > 0:
+                    place = <char *>memmem(place, end - place, b"}:ch\r\n", 6)
+                    if place == NULL:
+                        break
+                    room = digit((place - 2)[0]) * 16 + digit((place - 1)[0])
+                    place += 6
+                    for i in range(count):
+                        if room_of[i] == room:
+                            sent += send(all_fds[i], raw, size_of_frame, MSG_NOSIGNAL) == size_of_frame
+    cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID) - cpu
+    free(all_fds)
+    free(room_of)
+    if refused:
+        raise ValueError("the store refused a command: " + buffer[:200].decode("utf-8", "replace"))
+    return sent, cpu / 1e6
+
+
+cdef inline int digit(char character) noexcept nogil:
+    return character - 48 if character < 58 else character - 87
+
+
+cdef void put_hex(char *place, int64_t number) noexcept nogil:
+    cdef int i
+    for i in range(15, -1, -1):
+        place[i] = b"0123456789abcdef"[number & 15]
+        number >>= 4
 
 
 def drain(list fds, double seconds):

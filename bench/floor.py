@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import NamedTuple, NoReturn
 
@@ -35,33 +37,48 @@ def measure(
         OSError: One process may not open so many files, or there are no ports left.
     """
     code = native.load("_floor")
-    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    listener.settimeout(ACCEPT_SECONDS)
-    reader = os.fork()
-    if reader == 0:
-        _read(code, listener, rooms * members, seconds)
-    sockets: list[socket.socket] = []
-    try:
-        for _ in range(rooms * members):
-            sockets.append(_ready(listener.accept()[0]))
-        fds = [sock.fileno() for sock in sockets]
-        frame = b"\x82" + bytes((126, (frame_bytes - 4) >> 8, (frame_bytes - 4) & 255)) + b"x" * (frame_bytes - 4)
+    frame = frame_of(frame_bytes)
+    with connected(code, rooms * members, seconds + 1) as fds:
         if window_ms:
             sent, cpu = code.fan_out_batched(fds, rooms, frame, rate, seconds, int(window_ms * 1000))
         else:
             sent, cpu = code.fan_out(fds, rooms, frame, rate, seconds)
+    return Floor(sent, cpu * 1e6 / max(1, sent))
+
+
+def frame_of(size: int) -> bytes:
+    """A binary frame of so many bytes, 130 to 65,539 with its header."""
+    return b"\x82" + bytes((126, (size - 4) >> 8, (size - 4) & 255)) + b"x" * (size - 4)
+
+
+@contextmanager
+def connected(code: ModuleType, members: int, seconds: float) -> Iterator[list[int]]:
+    """Descriptors of so many connections to a second process, which reads for so many seconds once all are there.
+
+    Raises:
+        OSError: One process may not open so many files, or there are no ports left.
+    """
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    listener.settimeout(ACCEPT_SECONDS)
+    reader = os.fork()
+    if reader == 0:
+        _read(code, listener, members, seconds)
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(members):
+            sockets.append(_ready(listener.accept()[0]))
+        yield [sock.fileno() for sock in sockets]
     finally:
         os.waitpid(reader, 0)
         for sock in (*sockets, listener):
             sock.close()
-    return Floor(sent, cpu * 1e6 / max(1, sent))
 
 
 def _read(code: ModuleType, listener: socket.socket, members: int, seconds: float) -> NoReturn:
     """The second process: connects everybody, then reads until a second after the last message."""
     try:
         sockets = [_ready(socket.create_connection(listener.getsockname())) for _ in range(members)]
-        code.drain([sock.fileno() for sock in sockets], seconds + 1)
+        code.drain([sock.fileno() for sock in sockets], seconds)
     finally:
         os._exit(0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare, load, peers, report, systems
+from bench import compare, load, peers, report, store_floor, systems
 from bench.results import Joining, Pair, Results, Sample, Saturation, quartiles
 from bench.saturation import complaint
 
@@ -49,6 +49,18 @@ def test_every_delivery_of_ours_and_of_a_peer_is_counted(
             assert sample.delivered == sample.expected == 4 * sample.sent and sample.exact, sample
     assert not results.skipped and len(results.joinings) == 3
     assert "| websockets + Redis |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_floor_with_a_store_delivers_what_was_published_once() -> None:
+    found = store_floor.measure(rooms=3, members=4, rate=50, seconds=1, frame_bytes=200)
+    assert found.deliveries == 4 * 50
+    assert found.workers_us > 0
+
+
+def test_the_floor_with_a_store_takes_as_many_rooms_as_its_channels_can_tell() -> None:
+    with pytest.raises(ValueError, match="1 to 256, not 257"):
+        store_floor.measure(rooms=257, members=1, rate=1, seconds=1, frame_bytes=200)
 
 
 def test_a_worker_of_a_peer_tells_that_it_is_ready_in_one_write() -> None:
