@@ -17,6 +17,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void *buf, size_t size, int flags)
 
 cdef extern from "<string.h>" nogil:
+    void *memmove(void *to, const void *data, size_t size)
     void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
 
 cdef extern from "<poll.h>" nogil:
@@ -156,12 +157,12 @@ def fan_out_stored(
     Args:
         fds: Connected non-blocking sockets of the members that this process holds.
         numbers: The room of each.
-        rooms: Number of rooms, at most 256.
+        rooms: Number of rooms, at most 65,536.
         frame: Bytes that each member gets for each message.
         commands: For each room the command that publishes a message, as the store reads it.
         stamp: Where a command has the 16 hexadecimal digits that tell one message from another.
         publisher: Connected socket for the commands.
-        subscriber: Connected socket that is subscribed to channels whose names end in ``}:ch``, behind two
+        subscriber: Connected socket that is subscribed to channels whose names end in ``}:ch``, behind four
             hexadecimal digits for the room.
         rate: Messages a second, all rooms and processes together.
         seconds: How long they are sent; what comes in the half second after it is still delivered.
@@ -181,9 +182,10 @@ def fan_out_stored(
     cdef const char *command
     cdef char[65536] buffer
     cdef char *place
+    cdef char *found
     cdef char *end
     cdef ssize_t got
-    cdef size_t size
+    cdef size_t size, kept = 0  # bytes of a name that the last read cut
     cdef pollfd[2] polled
     cdef timespec pause
     cdef bint refused = False
@@ -217,18 +219,22 @@ def fan_out_stored(
                 got = recv(publisher, buffer, 65536, 0)
                 refused = got <= 0 or memmem(buffer, got, b"-", 1) == buffer
             if polled[1].revents:
-                got = recv(subscriber, buffer, 65536, 0)
+                got = recv(subscriber, buffer + kept, 65536 - kept, 0)
                 place = buffer
-                end = buffer + got
-                while got > 0:
-                    place = <char *>memmem(place, end - place, b"}:ch\r\n", 6)
-                    if place == NULL:
+                end = buffer + kept + (got if got > 0 else 0)
+                while True:
+                    found = <char *>memmem(place, end - place, b"}:ch\r\n", 6)
+                    if found == NULL:
                         break
-                    room = digit((place - 2)[0]) * 16 + digit((place - 1)[0])
-                    place += 6
+                    place = found + 6
+                    room = 0
+                    for i in range(4):
+                        room = room * 16 + digit((found - 4 + i)[0])
                     for i in range(count):
                         if room_of[i] == room:
                             sent += send(all_fds[i], raw, size_of_frame, MSG_NOSIGNAL) == size_of_frame
+                kept = min(<size_t>(end - place), <size_t>9)
+                memmove(buffer, end - kept, kept)
     cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID) - cpu
     free(all_fds)
     free(room_of)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bench import monitor
 
 MIB = 2**20
+FLOOR_LINES = dict(zip(FLOORS, (":", "-.", "--"), strict=True))
 
 
 def prepare() -> None:
@@ -110,7 +111,7 @@ def _plot(path: Path, title: str, x_label: str, y_label: str, series: dict[str, 
         if name == OURS:
             style.update(linewidth=2.5, color="black")
         elif name in FLOORS:
-            style.update(linestyle="-." if FLOORS[name] else ":", color="grey")
+            style.update(linestyle=FLOOR_LINES[name], color="grey")
         axes.plot(*zip(*series[name], strict=True), label=name, **style)
     axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):

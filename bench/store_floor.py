@@ -31,7 +31,7 @@ from tornadochat.settings import Settings
 
 WORKERS = 2
 STAMP = b"0123456789abcdef"  # stands for the message's number, which the processes write over it
-MAX_ROOMS = 256  # two hexadecimal digits of a channel tell the room
+MAX_ROOMS = 65536  # four hexadecimal digits of a channel tell the room
 LEAD_SECONDS = 1.5  # in which both processes start and subscribe
 
 
@@ -56,7 +56,7 @@ def measure(rooms: int, members: int, rate: float, seconds: float, frame_bytes: 
         ValueError: There are too many rooms, or the store refused a message.
     """
     if not 1 <= rooms <= MAX_ROOMS:
-        raise ValueError(f"the rooms must be 1 to {MAX_ROOMS}, not {rooms}")
+        raise ValueError(f"the rooms must be 1 to {MAX_ROOMS:,}, not {rooms:,}")
     code = native.load("_floor")
     processes = multiprocessing.get_context("fork")  # they inherit the members' sockets
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

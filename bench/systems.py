@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from bench import floor, peers
+from bench import floor, peers, store_floor
 from bench.load import CONNECTIONS_PER_PROCESS, Load, Plan
 from bench.peers import Unavailable
 from bench.processes import cpu_seconds, pss_bytes, running_server
@@ -17,12 +18,18 @@ from bench.results import Joining, Sample
 from bench.shapes import Shape
 
 OURS = "tornadochat"
-# Windows in milliseconds of what has no server: bare sends, one for each delivery or for each window.
-FLOORS = {"floor": 0.0, "floor-batch": 10.0}
+# What has no server, by rooms, members of each, messages a second, seconds, and bytes of a frame: one send() for
+# each delivery, one for each window of 10 ms, and one for each delivery that a store has kept and published.
+FLOORS: dict[str, Callable[[int, int, float, float, int], floor.Floor | store_floor.StoreFloor]] = {
+    "floor": floor.measure,
+    "floor-batch": functools.partial(floor.measure, window_ms=10.0),
+    "floor-store": store_floor.measure,
+}
 TITLES = {
     OURS: "**tornadochat**",
     "floor": "floor: a bare send() for each delivery, no Redis",
     "floor-batch": "floor-batch: a bare send() for 10 ms of deliveries, no Redis",
+    "floor-store": "floor-store: the same by two processes in C, behind our script in the store",
     **{name: peer.title for name, peer in peers.PEERS.items()},
 }
 TEXT_BYTES = 96
@@ -51,13 +58,13 @@ class FloorSession:
     joining: Joining | None = None
 
     def __init__(self, name: str, shape: Shape) -> None:
-        self._window_ms = FLOORS[name]
+        self._measure = FLOORS[name]
         self._shape = shape
 
     def send(self, rate: float, seconds: float) -> Sample:
         """See ``Session``; what the sockets refused counts as lost."""
         shape = self._shape
-        found = floor.measure(shape.rooms, shape.members, rate, seconds, FLOOR_FRAME_BYTES, self._window_ms)
+        found = self._measure(shape.rooms, shape.members, rate, seconds, FLOOR_FRAME_BYTES)
         expected = int(rate * seconds) * shape.members
         return Sample(
             rate=rate,
