@@ -24,7 +24,7 @@ messages, in memory. Our frames are larger, since they carry who, when and the p
 other system get the same load one right after the other, several times; the ratio is the median of these pairs,
 with quartiles. CPU is that of all server processes, Redis included. Late or lost is what had not come a second
 after the last message. The floors are a bare C loop that sends ready-made frames: nobody gets below them but by
-fewer sends."""
+fewer sends. floor-store is two such processes which first have our script keep and publish each message."""
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
