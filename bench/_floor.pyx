@@ -149,16 +149,14 @@ def fan_out_batched(list fds, int rooms, bytes frame, double rate, double second
 
 
 def fan_out_stored(
-    list fds, list numbers, int rooms, bytes frame, list commands, int stamp, int publisher, int subscriber,
+    list fds, int rooms, bytes frame, list commands, int stamp, int publisher, int subscriber,
     double rate, double seconds, int worker, int workers,
 ):
     """Have the store number, keep and publish every message, and send ``frame`` for each that it publishes.
 
     Args:
-        fds: Connected non-blocking sockets of the members that this process holds.
-        numbers: The room of each.
+        fds, frame: As for ``fan_out``; the members that this process holds.
         rooms: Number of rooms, at most 65,536.
-        frame: Bytes that each member gets for each message.
         commands: For each room the command that publishes a message, as the store reads it.
         stamp: Where a command has the 16 hexadecimal digits that tell one message from another.
         publisher: Connected socket for the commands.
@@ -177,7 +175,6 @@ def fan_out_stored(
     """
     cdef int count = len(fds), i, room, size_of_frame = len(frame)
     cdef int *all_fds = descriptors(fds)
-    cdef int *room_of = descriptors(numbers)
     cdef const char *raw = frame
     cdef const char *command
     cdef char[65536] buffer
@@ -195,13 +192,11 @@ def fan_out_stored(
     cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID)
     begin = clock_us(CLOCK_MONOTONIC)
     while not refused:
-        due = begin + <int64_t>((message if message < total else total) * 1000000.0 / rate)
+        due = begin + <int64_t>(min(message, total) * 1000000.0 / rate) + (0 if message < total else 500000)
         now = clock_us(CLOCK_MONOTONIC)
-        if message >= total:
-            due += 500000
-            if now >= due:
+        if now >= due:
+            if message >= total:
                 break
-        elif now >= due:
             room = message % rooms
             command = commands[room]
             size = len(commands[room])
@@ -217,7 +212,7 @@ def fan_out_stored(
             ppoll(polled, 2, &pause, NULL)
             if polled[0].revents:
                 got = recv(publisher, buffer, 65536, 0)
-                refused = got <= 0 or memmem(buffer, got, b"-", 1) == buffer
+                refused = got <= 0 or buffer[0] == c"-"
             if polled[1].revents:
                 got = recv(subscriber, buffer + kept, 65536 - kept, 0)
                 place = buffer
@@ -230,16 +225,16 @@ def fan_out_stored(
                     room = 0
                     for i in range(4):
                         room = room * 16 + digit((found - 4 + i)[0])
-                    for i in range(count):
-                        if room_of[i] == room:
-                            sent += send(all_fds[i], raw, size_of_frame, MSG_NOSIGNAL) == size_of_frame
+                    i = room
+                    while i < count:
+                        sent += send(all_fds[i], raw, size_of_frame, MSG_NOSIGNAL) == size_of_frame
+                        i += rooms
                 kept = min(<size_t>(end - place), <size_t>9)
                 memmove(buffer, end - kept, kept)
     cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID) - cpu
     free(all_fds)
-    free(room_of)
     if refused:
-        raise ValueError("the store refused a command: " + buffer[:200].decode("utf-8", "replace"))
+        raise ValueError("the store refused a command: " + buffer[:max(0, min(got, 200))].decode("utf-8", "replace"))
     return sent, cpu / 1e6
 
 

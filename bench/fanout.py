@@ -16,6 +16,7 @@ from pathlib import Path
 from bench import floor
 from bench.load import CONNECTIONS_PER_PROCESS, Load, Plan, Report
 from bench.processes import Server, cpu_seconds, running_server
+from bench.shapes import add_shape
 
 # A message of 96 bytes of text is an event of about this many bytes on the wire.
 FRAME_OVERHEAD_BYTES = 200
@@ -24,10 +25,7 @@ FRAME_OVERHEAD_BYTES = 200
 def options_of(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rooms", type=int, default=10)
-    parser.add_argument("--members", type=int, default=100, help="in each room")
-    parser.add_argument("--rate", type=float, default=200.0, help="messages a second, all rooms together")
-    parser.add_argument("--seconds", type=float, default=10.0)
+    add_shape(parser, seconds=10.0)
     parser.add_argument("--text-bytes", type=int, default=96)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--processes", type=int, default=1, help="generator processes, at least")

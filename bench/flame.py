@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench.load import Load, Plan
 from bench.processes import running_server
+from bench.shapes import add_shape
 
 RATE_HZ = 500
 # py-spy takes a moment to read the symbols; it samples from then on.
@@ -26,10 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the graph; 1 where py-spy could not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, default=Path("flame.svg"))
-    parser.add_argument("--rooms", type=int, default=10)
-    parser.add_argument("--members", type=int, default=100, help="in each room")
-    parser.add_argument("--rate", type=float, default=200.0, help="messages a second, all rooms together")
-    parser.add_argument("--seconds", type=float, default=10.0)
+    add_shape(parser, seconds=10.0)
     options = parser.parse_args(arguments)
     program = shutil.which("py-spy") or str(Path(sys.executable).with_name("py-spy"))
     with (

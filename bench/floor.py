@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import NamedTuple, NoReturn
 
 from bench import native
+from bench.shapes import add_shape
 
 # Everybody has connected long before.
 ACCEPT_SECONDS = 10.0
@@ -93,10 +94,7 @@ def _ready(sock: socket.socket) -> socket.socket:
 def main() -> None:
     """Print one line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rooms", type=int, default=10)
-    parser.add_argument("--members", type=int, default=100, help="in each room")
-    parser.add_argument("--rate", type=float, default=200.0, help="messages a second, all rooms together")
-    parser.add_argument("--seconds", type=float, default=5.0)
+    add_shape(parser, seconds=5.0)
     parser.add_argument("--frame-bytes", type=int, default=250)
     parser.add_argument("--window-ms", type=float, default=0.0, help="of a batch; 0 sends each frame by itself")
     options = parser.parse_args()

@@ -32,6 +32,16 @@ PAUSE_SECONDS = 0.002
 ELSE = bytes(24 << 20)  # more than the caches of a core hold
 
 
+def keys_of(room: int) -> list[str]:
+    """The keys and the channel of a room, in the order of the script."""
+    return [f"bench:{{{room:032x}}}:{name}" for name in ("meta", "log", "ids0", "ids1", "ch")]
+
+
+def arguments(room: int, number: int, epoch: bytes) -> tuple[str | bytes | int, ...]:
+    """What the script is called with for one message of a room: number of keys, keys, values."""
+    return (5, *keys_of(room), "run", epoch, f"u_{room:016x} {number:024x}", f"{number:016x}", BODY)
+
+
 class Candidate:
     """One version of the script, on a store of its own."""
 
@@ -52,9 +62,7 @@ class Candidate:
     def _send(self) -> None:
         number = next(self._numbers)
         room = number % ROOMS
-        keys = [f"bench:{{{room:032x}}}:{name}" for name in ("meta", "log", "ids0", "ids1", "ch")]
-        message = (f"u_{room:016x} {number:024x}", f"{number:016x}", BODY)
-        self._client.evalsha(self._digest, 5, *keys, "run", next(self._fresh), *message)
+        self._client.evalsha(self._digest, *arguments(room, number, next(self._fresh)))
 
     def _cpu_ns(self) -> int:
         tasks = Path(f"/proc/{self._pid}/task").iterdir()

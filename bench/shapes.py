@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 
@@ -48,3 +49,14 @@ SHAPES = {
         Shape("tiny", rooms=3, members=4, rate=50),
     )
 }
+
+
+def add_shape(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """The options of a load of one's own: the sparse one for so many seconds, unless told otherwise."""
+    sparse = SHAPES["sparse"]
+    parser.add_argument("--rooms", type=int, default=sparse.rooms)
+    parser.add_argument("--members", type=int, default=sparse.members, help="in each room")
+    parser.add_argument(
+        "--rate", type=float, default=float(sparse.rate), help="messages a second, all rooms together"
+    )
+    parser.add_argument("--seconds", type=float, default=seconds)

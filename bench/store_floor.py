@@ -2,8 +2,9 @@
 
 Two processes in C hold half the members of each room. Each message goes to an embedded store by the script of the
 server, which numbers, keeps and publishes it; both processes get it from there and send every member of the room a
-ready-made frame. They read no commands, check nothing, and know neither windows nor history: whatever keeps
-and publishes by this script with two processes costs more. The bare floor of the same run stands beside it.
+ready-made frame. They read no commands, check nothing, and know neither windows nor history: who calls the script
+for each message and send() for each delivery, with two processes, costs more. The bare floor of the same run stands
+beside it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ import redis
 
 from bench import floor, native
 from bench.processes import cpu_seconds
-from bench.script import BODY
+from bench.script import arguments, keys_of
+from bench.shapes import add_shape
 from tornadochat.embedded import EmbeddedStore
 from tornadochat.publisher import epochs, publish_script
 from tornadochat.settings import Settings
 
 WORKERS = 2
-STAMP = b"0123456789abcdef"  # stands for the message's number, which the processes write over it
+STAMP = 0x0123456789ABCDEF  # stands for the message's number, which the processes write over it
 MAX_ROOMS = 65536  # four hexadecimal digits of a channel tell the room
 LEAD_SECONDS = 1.5  # in which both processes start and subscribe
 
@@ -97,26 +99,28 @@ class Plan(NamedTuple):
 def _work(plan: Plan, number: int) -> tuple[int, float]:
     """One process: deliveries, and its CPU seconds."""
     code = native.load("_floor")
-    channels = [_keys(room)[-1] for room in range(plan.rooms)]
-    mine = range(plan.rooms * number, len(plan.fds))  # every WORKERS-th block of a member of each room
-    chosen = [index for index in mine if index // plan.rooms % WORKERS == number]
+    fresh, stamp = epochs(), f"{STAMP:016x}".encode()
+    rooms = range(plan.rooms)
+    commands = [_packed("EVALSHA", plan.digest, *arguments(room, STAMP, next(fresh))) for room in rooms]
     with socket.socket(socket.AF_UNIX) as publisher, socket.socket(socket.AF_UNIX) as subscriber:
         for sock in (publisher, subscriber):
             sock.connect(plan.path)
-        subscriber.sendall(_packed("SUBSCRIBE", *channels))
         subscriber.settimeout(LEAD_SECONDS)
+        subscriber.sendall(_packed("SUBSCRIBE", *(keys_of(room)[-1] for room in rooms)))
         confirmed = b""
         while confirmed.count(b":ch\r\n") < plan.rooms:
-            confirmed += subscriber.recv(65536)
+            received = subscriber.recv(65536)
+            if not received:
+                raise ConnectionResetError("the store has ended the connection of a subscriber")
+            confirmed += received
         time.sleep(max(0.0, plan.start - time.monotonic()))
-        commands = [_command(plan.digest, room) for room in range(plan.rooms)]
         result: tuple[int, float] = code.fan_out_stored(
-            [plan.fds[index] for index in chosen],
-            [index % plan.rooms for index in chosen],
+            # Every WORKERS-th of the blocks that have one member of each room.
+            [fd for index, fd in enumerate(plan.fds) if index // plan.rooms % WORKERS == number],
             plan.rooms,
             plan.frame,
             commands,
-            commands[0].index(STAMP),
+            commands[0].index(stamp),
             publisher.fileno(),
             subscriber.fileno(),
             plan.rate,
@@ -127,16 +131,6 @@ def _work(plan: Plan, number: int) -> tuple[int, float]:
     return result
 
 
-def _keys(room: int) -> list[str]:
-    return [f"bench:{{{room:032x}}}:{name}" for name in ("meta", "log", "ids0", "ids1", "ch")]
-
-
-def _command(digest: str, room: int) -> bytes:
-    who = f"u_{room:016x} 00000000{STAMP.decode()}"
-    message = (who, f"{room:016x}", BODY)
-    return _packed("EVALSHA", digest, 5, *_keys(room), "run", next(epochs()), *message)
-
-
 def _packed(*command: str | bytes | int) -> bytes:
     return bytes(hiredis.pack_command(command))  # type: ignore[arg-type]
 
@@ -144,10 +138,7 @@ def _packed(*command: str | bytes | int) -> bytes:
 def main() -> None:
     """Print a line for each pair, and the median."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rooms", type=int, default=10)
-    parser.add_argument("--members", type=int, default=100, help="in each room")
-    parser.add_argument("--rate", type=float, default=200.0, help="messages a second, all rooms together")
-    parser.add_argument("--seconds", type=float, default=5.0)
+    add_shape(parser, seconds=5.0)
     parser.add_argument("--frame-bytes", type=int, default=296)
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
