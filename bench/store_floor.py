@@ -3,8 +3,8 @@
 Two processes in C hold half the members of each room. Each message goes to an embedded store by the script of the
 server, which numbers, keeps and publishes it; both processes get it from there and send every member of the room a
 ready-made frame. They read no commands, check nothing, and know neither windows nor history: who calls the script
-for each message and send() for each delivery, with two processes, costs more. The bare floor of the same run stands
-beside it.
+for each message and send() for each delivery, with two processes, costs more. The bare floor of the same run
+stands beside it.
 """
 
 from __future__ import annotations
