@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import socket
-import ssl
 import subprocess
 import time
 import urllib.error
@@ -17,6 +16,7 @@ from urllib.parse import quote
 
 from websockets.sync.client import ClientConnection, connect
 
+from tests.tunnel import tls_socket
 from tornadochat.acceptor import MAX_FIELDS
 
 # How many times slower than usual everything is; time-outs grow by it. A debugger or a sanitizer sets it.
@@ -60,14 +60,10 @@ class Person:
         host: str = "127.0.0.1",
     ) -> None:
         query = f"token={quote(token)}" if token else f"name={quote(name)}"
-        context = None
-        if tls:
-            context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         # Entered by hand: a person's connection lives as long as its test wants.
         self.socket: ClientConnection = connect(
-            f"{'wss' if tls else 'ws'}://{host}:{port}{path or '/ws?' + query}",
-            ssl=context,
+            f"ws://{host}:{port}{path or '/ws?' + query}",
+            sock=tls_socket(host, port) if tls else None,
             max_size=None,
             compression=None,
             ping_interval=None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import ssl
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from websockets.frames import Frame, Opcode
 
 from bench.processes import running_server
 from tests.support import make_certificate
+from tests.tunnel import tls_socket
 from tornadochat._fastframe import (
     OP_BINARY,
     OP_TEXT,
@@ -176,14 +176,10 @@ def test_rsv1_means_nothing_where_it_was_not_negotiated() -> None:
 # On a server ---------------------------------------------------------------------------------------
 
 
-def connect(port: int, room: str, scheme: str = "ws", **options: Any) -> Any:
-    context = None
-    if scheme == "wss":
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+def connect(port: int, room: str, tls: bool = False, **options: Any) -> Any:
     # Entered by hand: it lives as long as its test wants.
     client = websockets.sync.client.connect(
-        f"{scheme}://127.0.0.1:{port}/ws?name=Ada", ssl=context, **options
+        f"ws://127.0.0.1:{port}/ws?name=Ada", sock=tls_socket("127.0.0.1", port) if tls else None, **options
     ).__enter__()
     client.send(json.dumps({"type": "join", "room": room}))
     until(client, "joined")
@@ -207,11 +203,10 @@ def test_members_with_and_without_compression_share_a_room(tmp_path: Path, room:
     if tls:
         certificate, key = make_certificate(tmp_path)
         options += [f"--certfile={certificate}", f"--keyfile={key}"]
-    scheme = "wss" if tls else "ws"
     text = "round and round " * 100
     with running_server(tmp_path / "server", *options, scheme="https" if tls else "http") as server:
-        packed = connect(server.port, room, scheme)
-        plain = connect(server.port, room, scheme, compression=None)
+        packed = connect(server.port, room, tls)
+        plain = connect(server.port, room, tls, compression=None)
         assert [type(each) for each in packed.protocol.extensions] == [PerMessageDeflate]
         assert not plain.protocol.extensions
         say(packed, room, text)
