@@ -106,7 +106,7 @@ cdef class Channel:
         for i in range(channel.size):
             if channel.entries[i].conn != NULL:
                 forget_membership(channel.entries[i].conn, channel)
-        channel.size = channel.tombstones = channel.cursor = 0
+        channel.size = channel.tombstones = channel.cursor = channel.walked = 0
         while channel.first_job != NULL:
             job = channel.first_job
             channel.first_job = job.next
@@ -121,8 +121,8 @@ cdef class Channel:
 
     @property
     def busy(self):
-        """Whether a fan-out was cut and goes on later."""
-        return self.channel.first_job != NULL
+        """Whether what is broadcast now has to wait for the end of an earlier fan-out."""
+        return self.channel.first_job != NULL and not may_get_on(self.channel)
 
     def __len__(self):
         return self.channel.size - self.channel.tombstones
@@ -241,11 +241,11 @@ cdef class Channel:
     def broadcast(self, Batch batch not None):
         """Send a batch to every live connection, after the batches that went before.
 
-        Each gets the events from its own next seq on. Events without a seq go to the silent ones too,
-        and pass by whoever has much waiting.
+        Each gets the events from its own next seq on, together with those of earlier batches that have not
+        reached it yet. Events without a seq go to the silent ones too, and pass by whoever has much waiting.
         """
         cdef shared_t *deflated = NULL
-        if not batch.shared.first_seq and self.channel.jobs >= PLAIN_JOBS:
+        if not batch.shared.first_seq and self.channel.jobs - self.channel.walked >= PLAIN_JOBS:
             return
         if self.channel.deflating and self.reactor.deflater is not None:
             deflated = (<Batch>self.reactor.deflater.deflate(batch)).shared

@@ -59,9 +59,11 @@ cdef class Poller:
     cdef bint left                  # the last one did not read all that there was
     cdef int64_t watched_us         # when something last came that the loop watches
     cdef int64_t turned_us          # when the last turn began
+    cdef int64_t rest_until_us      # what `work_left` tells of is not gone on with before
     cdef double load                # events of the last LOAD_US, older ones counted less and less
     cdef unsigned char *buffer
 
+    cdef int longest_pause(self, bint forever, int64_t until_us)
     cdef int turn(self, int pause_ms, list found) except -1
     cdef int turn_streams(self) except -1
     cdef void open_turn(self)

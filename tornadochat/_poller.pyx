@@ -128,7 +128,7 @@ cdef class Poller:
             ``(fd, events)`` of watched descriptors; empty after ``timeout``, a signal, or when
             ``interrupted`` was set by a callback.
         """
-        cdef int64_t now, due, until = 0
+        cdef int64_t due, until = 0
         cdef bint forever = timeout is None, members
         cdef int pause
         cdef list found = []
@@ -139,12 +139,9 @@ cdef class Poller:
             self.run_after()
         while True:
             pause, members = 0, True
-            if not (self.work_left or self.left or self.interrupted or self.after):
-                pause = -1
-                if not forever:
-                    now = now_us()
-                    pause = <int>min((until - now + 999) // 1000, <int64_t>LONGEST_PAUSE_MS) if until > now else 0
-                if pause and self.interval_us and self.load > BUSY_EVENTS:
+            if not (self.left or self.interrupted or self.after):
+                pause = self.longest_pause(forever, until)
+                if pause and not self.work_left and self.interval_us and self.load > BUSY_EVENTS:
                     members = self.choose_turn(&due)
                     if self.beat_us and not forever and until < due:
                         self.sleep_until(until)  # a beat is too long for a timer to be late by
@@ -182,10 +179,22 @@ cdef class Poller:
             True where work is left that does not wait for events: call again soon.
         """
         cdef list found = []
+        self.rest_until_us = 0  # who does not wait cannot rest
         self.turn(0, found)
         if self.after:
             self.run_after()
         return self.work_left or bool(self.after)
+
+    cdef int longest_pause(self, bint forever, int64_t until_us):
+        """Milliseconds that nothing is to be done in but wait: until a timer is due, or what rests goes on; -1 for
+        any time."""
+        cdef int64_t now
+        if self.work_left:
+            until_us = self.rest_until_us if forever else min(until_us, self.rest_until_us)
+        elif forever:
+            return -1
+        now = now_us()
+        return <int>min((until_us - now + 999) // 1000, <int64_t>LONGEST_PAUSE_MS) if until_us > now else 0
 
     cdef int turn(self, int pause_ms, list found) except -1:
         cdef epoll_event[EVENTS_AT_ONCE] events

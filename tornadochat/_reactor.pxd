@@ -62,7 +62,15 @@ cdef struct job_t:
     shared_t *shared
     shared_t *deflated      # the same events for those who negotiated compression; NULL where nobody did
     uint64_t next_seq       # for a reset
+    uint32_t begin          # where the walk was when this got on, and in which lap
+    uint32_t lap
     uint8_t kind
+
+# What one member gets of a batch: shared.data from `start` on. Borrowed.
+cdef struct piece_t:
+    shared_t *shared
+    uint64_t first_seq      # 0 where events carry none
+    uint32_t start
 
 # One room on this transport. Lives as long as its Channel, and then as long as segments name it.
 cdef struct channel_t:
@@ -75,9 +83,11 @@ cdef struct channel_t:
     uint32_t size
     uint32_t capacity
     uint32_t tombstones
-    uint32_t cursor         # entry that the walk of first_job comes to next
+    uint32_t cursor         # entry that the walk comes to next
+    uint32_t lap            # how often it has come to the end
     uint32_t references
     uint32_t jobs           # from first_job to last_job
+    uint32_t walked         # the first so many of them are on the walk; the others wait
     uint32_t deflating      # members that negotiated compression
     uint8_t walking         # whether it is in the list of unfinished walks
 

@@ -99,8 +99,11 @@ cdef enum:
     UNSENT_BYTES = 131072
     # Presence and typing are not worth queueing behind more than this; later ones are absolute again.
     PLAIN_BACKLOG = 65536
-    # Nor behind this many batches of a room whose walk is cut; the hub holds events back meanwhile.
+    # Nor behind this many batches that wait for the walk of their room; the hub holds events back meanwhile.
     PLAIN_JOBS = 16
+    # Batches on one walk: about one for each batching window of a fan-out that takes a quarter of a second.
+    # A member gets them all in one call, so this many parts at most.
+    MAX_WALKED = 16
     MAX_IOV = 64
     # Longer than every time-out, or a look too many: the wheel looks at each connection once a turn.
     WHEEL_SLOTS = 64
@@ -387,8 +390,8 @@ cdef class Reactor(Sockets):
 
     cdef bint end_turn(self, int64_t begun):
         cdef int64_t held
-        while self.first_walk != NULL and now_us() - begun < WALK_BUDGET_US:
-            walk_left(self)
+        if self.first_walk != NULL and now_us() >= self.poller.rest_until_us:
+            walk_on(self, begun + WALK_BUDGET_US)
         self.close_broken()
         self.depth -= 1
         self.bury()

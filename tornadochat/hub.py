@@ -2,9 +2,9 @@
 
 ``broker`` hands over everything that one read of its socket brought; every room takes its part, then
 the rooms that are due write once each. A room that has been quiet writes at once; a busy one at most
-once per window, and never while its last fan-out still runs, so that a huge room cannot eat the
-worker. No timer runs while nothing waits. On a worker that mostly writes to busy rooms all windows end together,
-once for each beat of its turns.
+once per window, and not while so many of its batches are on their way that the next one has to wait. No timer
+runs while nothing waits. On a worker that mostly writes to busy rooms all windows end together, once for each
+beat of its turns.
 
 Pure: time, timers and the store come in as callables.
 """

@@ -128,7 +128,7 @@ class Room:
 
     @property
     def busy(self) -> bool:
-        """Whether an earlier fan-out is still going on."""
+        """Whether what is written now has to wait for the end of an earlier fan-out."""
         for channel in self.channels:  # noqa: SIM110 - a generator costs more than the two look-ups
             if channel.busy:
                 return True

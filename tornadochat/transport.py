@@ -49,7 +49,7 @@ class Channel(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a fan-out was cut and goes on later."""
+        """Whether what is broadcast now has to wait for the end of an earlier fan-out."""
 
     def join(self, connection: Any, next_seq: int, live: bool) -> None:
         """Take a connection in, or move one that is in already."""
