@@ -67,6 +67,7 @@ def test_after_the_store_was_away_nobody_counts_as_gone_before_all_can_have_beat
     async def scenario() -> None:
         settings = Settings(redis_prefix="worker-away")
         one, other = (worker.Worker(settings, slot, store_url, tmp_path, 1) for slot in range(2))
+        await one.broker.start()
         await other.presence._beat_once()
         other.presence.join("tea", User("u_other", "Other"))
         await other.presence._write()

@@ -287,6 +287,19 @@ class Broker:
         page = await self.read_log(room, 0, 0)
         return Head(page.epoch, page.head_seq, page.ends)
 
+    async def read_hash(self, room: str, key: str) -> dict[bytes, bytes]:
+        """A hash that belongs to a room, read on the connection of its messages; empty where there is none.
+
+        Args:
+            room: Its name.
+            key: In the room's hash slot.
+
+        Raises:
+            Unavailable: No answer within ``publish_seconds``.
+        """
+        found = await self._publisher.ask(self._slot_of(room), lambda _run_id: ("HGETALL", key))
+        return dict(zip(found[::2], found[1::2], strict=True))
+
     async def heads(self, rooms: Sequence[str]) -> list[Head | None]:
         """Heads of many rooms in one round trip; renews the life of their logs.
 

@@ -353,8 +353,8 @@ class Presence:
         here = self._rooms.setdefault(room, Here())
         if here.loaded:
             return
+        records = await self._broker.read_hash(room, self._here_key(room))
         try:
-            records: Any = await self._broker.redis.hgetall(self._here_key(room))
             if not all(worker.decode("ascii") in self._alive for worker in records):
                 await self._beat_once()  # some of them may have come a moment ago
             settled = time.monotonic() >= self._settled
