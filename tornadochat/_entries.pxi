@@ -44,6 +44,7 @@ cdef int enter(channel_t *channel, conn_t *conn, uint64_t next_seq, uint8_t stat
     channel.entries[channel.size].conn = conn
     channel.entries[channel.size].next_seq = next_seq
     channel.entries[channel.size].state = state
+    channel.entries[channel.size].resets = channel.resets
     channel.size += 1
     channel.deflating += conn.flags & DEFLATES != 0
     return 0

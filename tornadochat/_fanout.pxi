@@ -24,6 +24,7 @@ cdef inline void get_on(channel_t *channel, job_t *job) noexcept nogil:
 cdef void begin_walk(channel_t *channel) noexcept nogil:
     """What waited gets on: as many batches as may go together."""
     cdef job_t *job = channel.first_job
+    compact(channel)
     channel.cursor = 0
     get_on(channel, job)
     while job.kind != RESET and job.next != NULL and job.next.kind != RESET and channel.walked < MAX_WALKED:
@@ -47,6 +48,7 @@ cdef void add_job(
         shared_retain(deflated)
     job.kind = kind
     job.next_seq = next_seq
+    job.resets = channel.resets
     if channel.first_job != NULL and kind != RESET and may_get_on(channel):
         get_on(channel, job)
     channel.jobs += 1
@@ -87,9 +89,9 @@ cdef void leave_for_later(Reactor self, channel_t *channel):
 
 
 cdef int walk_on(Reactor self, int64_t until) except -1:
-    """Go on with unfinished walks, a slice of each in turn; then rest for as long as those took that more than one
-    batch is on. A room which is told more than it can be told at once fills no worker so, and half as many calls
-    for each member carry twice as much; the walk of a single batch never rests."""
+    """Go on with unfinished walks, a slice of each in turn; then all rest for as long as those took that more than
+    one batch is on. So a room which is told more than it can be told at once does not fill its worker, and half as
+    many calls for each member carry twice as much. A single batch alone is no cause to rest."""
     cdef int64_t at = now_us(), now, crowded = 0
     cdef bint several
     while self.first_walk != NULL and at < until:
@@ -98,7 +100,7 @@ cdef int walk_on(Reactor self, int64_t until) except -1:
         now = now_us()
         crowded += now - at if several else 0
         at = now
-    self.poller.rest_until_us = at + crowded
+    self.poller.rest_until_us = at + min(crowded, <int64_t>WALK_BUDGET_US)  # less than the process was stopped
     return 0
 
 
@@ -209,9 +211,11 @@ cdef inline bint take_piece(Reactor self, job_t *job, entry_t *entry, piece_t *p
         return conn.room_bytes + conn.answer_bytes <= PLAIN_BACKLOG
     if entry.state != LIVE:
         return False
-    if job.kind == RESET:
-        entry.next_seq = job.next_seq
+    if job.kind == RESET and job.resets > entry.resets:
+        entry.next_seq, entry.resets = job.next_seq, job.resets
         return True
+    if job.kind == RESET or job.resets < entry.resets:
+        return False
     if entry.next_seq >= piece.shared.first_seq + piece.shared.count:
         return False
     if entry.next_seq > piece.shared.first_seq:

@@ -154,6 +154,7 @@ cdef class Channel:
         if entry != NULL:
             entry.next_seq = next_seq
             entry.state = state
+            entry.resets = self.channel.resets
         elif enter(self.channel, connection.conn, next_seq, state):
             raise MemoryError("no memory for one more member of the room")
 
@@ -229,6 +230,7 @@ cdef class Channel:
         cdef entry_t *entry = self.entry_of(connection)
         entry.next_seq = next_seq
         entry.state = LIVE
+        entry.resets = self.channel.resets
 
     def set_silent(self, Connection connection not None):
         """Let broadcasts pass this connection by.
@@ -252,5 +254,6 @@ cdef class Channel:
         add_job(self.reactor, self.channel, batch.shared, deflated, EVENTS if batch.shared.first_seq else PLAIN, 0)
 
     def reset(self, Batch notice not None, next_seq):
-        """Send a notice to every live connection and let each go on at ``next_seq``."""
+        """Send a notice to every connection that is live now, and let each go on at ``next_seq``."""
+        self.channel.resets += 1
         add_job(self.reactor, self.channel, notice.shared, NULL, RESET, next_seq)

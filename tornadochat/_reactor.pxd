@@ -54,6 +54,7 @@ cdef struct conn_t:
 cdef struct entry_t:
     conn_t *conn            # NULL for one that left during a walk
     uint64_t next_seq       # what this member gets next
+    uint32_t resets         # of the channel that it knows: what was broadcast before is not for it
     uint8_t state
 
 # A batch on its way to all members; owns one reference to `shared` and one to `deflated`.
@@ -62,6 +63,7 @@ cdef struct job_t:
     shared_t *shared
     shared_t *deflated      # the same events for those who negotiated compression; NULL where nobody did
     uint64_t next_seq       # for a reset
+    uint32_t resets         # of the channel when this was broadcast, itself included
     uint32_t begin          # where the walk was when this got on, and in which lap
     uint32_t lap
     uint8_t kind
@@ -86,6 +88,7 @@ cdef struct channel_t:
     uint32_t cursor         # entry that the walk comes to next
     uint32_t lap            # how often it has come to the end
     uint32_t references
+    uint32_t resets         # so far
     uint32_t jobs           # from first_job to last_job
     uint32_t walked         # the first so many of them are on the walk; the others wait
     uint32_t deflating      # members that negotiated compression

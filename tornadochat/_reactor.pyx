@@ -101,8 +101,8 @@ cdef enum:
     PLAIN_BACKLOG = 65536
     # Nor behind this many batches that wait for the walk of their room; the hub holds events back meanwhile.
     PLAIN_JOBS = 16
-    # Batches on one walk: about one for each batching window of a fan-out that takes a quarter of a second.
-    # A member gets them all in one call, so this many parts at most.
+    # Batches on one walk, and parts of one call: one for each batching window of a fan-out of 160 ms. Of one that
+    # takes longer the hub makes fewer and larger ones.
     MAX_WALKED = 16
     MAX_IOV = 64
     # Longer than every time-out, or a look too many: the wheel looks at each connection once a turn.

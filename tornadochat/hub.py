@@ -25,8 +25,8 @@ log = logging.getLogger("tornadochat")
 
 # First byte of a payload on a room's channel.
 EVENTS, EPHEMERAL, PRESENCE = ord("E"), ord("X"), ord("P")
-# A fan-out may take at most this share of the time between two of them: a room with many members
-# then writes less often instead of filling the worker.
+# What a room takes of a turn may be at most this share of the time between two of its writes. What does not fit
+# into a turn goes on in later ones, and rests by itself (``_fanout``).
 FAN_OUT_SHARE = 0.5
 # No room waits longer than this between two writes, however long its fan-out takes.
 MAX_WINDOW_SECONDS = 0.25

@@ -79,7 +79,7 @@ class Channel(Protocol):
         """Send a batch to every live connection, after those that went before."""
 
     def reset(self, notice: Batch, next_seq: int) -> None:
-        """Send a notice to every live connection and let each go on at ``next_seq``."""
+        """Send a notice to every connection that is live now, and let each go on at ``next_seq``."""
 
 
 class Transport(Protocol):

@@ -70,7 +70,7 @@ def test_broadcast_a_message_to_a_room(benchmark: BenchmarkFixture, members: int
 
         def broadcast(batch: Batch) -> None:
             channel.broadcast(batch)
-            while channel.busy:
+            while channel.walked_seq < batch.last_seq:
                 reactor.poll()
 
         benchmark.pedantic(broadcast, setup=empty, rounds=ROUNDS)
