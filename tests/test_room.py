@@ -117,11 +117,14 @@ class Channel:
 
 
 class Pacer:
-    """The pace that a hub has asked for; the test says when a beat has settled."""
+    """The pace that a hub has asked for; the test says when a beat has settled, and how much of the time that it
+    lets pass the worker waits."""
 
     def __init__(self) -> None:
         self.beats: list[float] = []
         self.settled = False
+        self.idle = 1.0
+        self.waited_us = 0
 
     def pace(self, beat: float, settle: float) -> None:
         assert settle == SETTLE_SECONDS
@@ -194,6 +197,7 @@ class World:
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
+        self.pacer.waited_us += int(seconds * 1e6 * self.pacer.idle)
         due = [call for at, call in self.timers if at <= self.now]
         self.timers = [timer for timer in self.timers if timer[0] > self.now]
         for call in due:
@@ -648,6 +652,25 @@ def test_turns_keep_a_beat_while_busy_rooms_take_much_of_the_time() -> None:
     busy.seconds = 0.00001
     busy.talk(1, every=0.002)
     assert busy.world.pacer.beats == [0.024, 0]
+    seqs = busy.ann.seqs()
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+@pytest.mark.parametrize("turn_interval_ms", [0, 5])
+def test_a_worker_that_cannot_keep_up_writes_less_often(turn_interval_ms: int) -> None:
+    """It wrote each message of a small room by itself, was ever later, and all the later for that."""
+    busy = Busy(batch_window_ms=10, turn_interval_ms=turn_interval_ms)
+
+    def window(idle: float) -> float:
+        busy.world.pacer.idle = idle
+        came = busy.talk(3, every=0.002)
+        return (came[-1] - came[-6]) / 5
+
+    usual = window(idle=0.5)
+    assert usual < 0.025
+    assert window(idle=0.0) == pytest.approx(0.08, abs=0.025)
+    assert window(idle=0.3) == pytest.approx(0.08, abs=0.025)  # it waits because it writes less often
+    assert window(idle=0.5) == pytest.approx(usual, abs=0.002)
     seqs = busy.ann.seqs()
     assert seqs == list(range(1, len(seqs) + 1))
 

@@ -418,6 +418,16 @@ def test_a_queue_of_a_stream_is_written_between_two_beats() -> None:
     paced.close()
 
 
+def test_a_poller_counts_the_time_in_which_it_waits() -> None:
+    poller = Poller()
+    poller.wait(0)
+    poller.poll()
+    assert poller.waited_us == 0
+    begun = time.monotonic()
+    poller.wait(0.02)
+    assert 15_000 < poller.waited_us <= (time.monotonic() - begun) * 1e6 + 1
+
+
 def test_what_many_bytes_of_a_stream_bring_makes_a_worker_busy() -> None:
     """One read of many messages counts as many events, or pauses would make a busy worker look quiet."""
 

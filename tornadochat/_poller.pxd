@@ -55,6 +55,7 @@ cdef class Poller:
     cdef int64_t beat_us, settle_us  # see ``pace``; 0 where it was not asked for
     cdef public object unanswered   # tells whether the store still has something to answer; None for never
     cdef readonly bint settled      # this turn is one for the streams alone
+    cdef readonly int64_t waited_us
     cdef bint heard                 # the last one was not
     cdef bint left                  # the last one did not read all that there was
     cdef int64_t watched_us         # when something last came that the loop watches

@@ -74,6 +74,7 @@ cdef class Poller:
     Attributes:
         unanswered: Tells whether the store still has something to answer; for ``pace``. None for never.
         settled: Whether this turn is one for the streams alone, see ``pace``.
+        waited_us: Microseconds so far in which there was nothing to do, or what there was waited for its turn.
     """
 
     def __cinit__(self, double interval=0.0):
@@ -201,11 +202,16 @@ cdef class Poller:
         cdef bint begun = False
         cdef int ready = EVENTS_AT_ONCE, handled = 0, i
         cdef uint64_t data
+        cdef int64_t now = 0
         cdef list late = []
         while ready == EVENTS_AT_ONCE and handled < EVENTS_PER_TURN:
+            if pause_ms:
+                now = now_us()
             with nogil:
                 ready = epoll_wait(self.epoll, events, EVENTS_AT_ONCE, pause_ms)
-            pause_ms = 0
+            if pause_ms:
+                self.waited_us += now_us() - now
+                pause_ms = 0
             if not begun:
                 begun = True
                 self.open_turn()
@@ -292,6 +298,7 @@ cdef class Poller:
         time.tv_nsec = pause_us % 1000000 * 1000
         with nogil:
             nanosleep(&time, NULL)
+        self.waited_us += pause_us
 
     cdef void run_after(self):
         """What is added meanwhile has its turn at the end of the next one."""

@@ -34,6 +34,13 @@ MAX_WINDOW_SECONDS = 0.25
 # most so many times: fewer and larger writes cost less.
 BUSY_SHARE = 0.05
 MAX_STRETCH = 1.5
+# A worker that waits less than MIN_IDLE of its time cannot keep up for long. Then windows grow up to so many
+# times, 80 ms, until it waits for MAX_IDLE again: what rooms get together costs less, and everybody is a little
+# later, not more and more.
+MIN_IDLE, MAX_IDLE = 0.1, 0.4
+MAX_LOADED_STRETCH = 8.0
+# At once, since what cannot be kept up with piles up meanwhile.
+LOADED_STRETCH_STEP = 2.0
 # The share is taken over this time; from one to the next the windows change by at most STRETCH_STEP.
 SHARE_SECONDS = 0.1
 STRETCH_STEP = 1.25
@@ -55,6 +62,10 @@ MIN_TIMER_SECONDS = 0.002
 
 class Pacer(Protocol):
     """What makes the turns of a worker keep a beat; its ``Poller``."""
+
+    @property
+    def waited_us(self) -> int:
+        """Microseconds so far in which the worker waited."""
 
     @property
     def settled(self) -> bool:
@@ -125,7 +136,8 @@ class Hub:
         self._together = self._alone = 0  # events since _share_from, and whether they went out with others
         self._stretch = 1.0  # times that windows are wider than asked for
         self._fan_out_seconds = 0.0  # since _share_from
-        self._share_from = 0.0
+        self._share_from = now()
+        self._waited_from = 0  # waited_us of the pacer then
         self._share_ring_bytes()
 
     # Rooms -------------------------------------------------------------------------------------
@@ -242,14 +254,29 @@ class Hub:
         share = self._fan_out_seconds / (now - self._share_from)
         busy_share = PACED_BUSY_SHARE if self._beat else BUSY_SHARE
         change = min(max(share / busy_share, 1 / STRETCH_STEP), STRETCH_STEP)
-        self._stretch = min(max(self._stretch * change, 1.0), MAX_STRETCH)
+        idle = self._idle_share(now)
+        if idle < MIN_IDLE:
+            self._stretch = min(self._stretch * LOADED_STRETCH_STEP, MAX_LOADED_STRETCH)
+        elif self._stretch <= MAX_STRETCH:
+            self._stretch = min(max(self._stretch * change, 1.0), MAX_STRETCH)
+        elif idle > MAX_IDLE:
+            self._stretch = max(self._stretch / STRETCH_STEP, MAX_STRETCH)
         self._set_beat()
         self._fan_out_seconds, self._share_from = 0.0, now
         self._together = self._alone = 0
 
+    def _idle_share(self, now: float) -> float:
+        """Which part of the time since ``_share_from`` the worker waited; 1 where nobody knows."""
+        if self._pacer is None:
+            return 1.0
+        waited = self._pacer.waited_us
+        share = (waited - self._waited_from) / 1e6 / (now - self._share_from)
+        self._waited_from = waited
+        return share
+
     def _set_beat(self) -> None:
         busy = self._together * (1 - MIN_TOGETHER) > self._alone * MIN_TOGETHER
-        if self._stretch == MAX_STRETCH and busy:
+        if self._stretch >= MAX_STRETCH and busy:
             beat = self._widest_beat
         elif self._stretch == 1.0 or not busy:
             beat = 0.0
@@ -274,6 +301,6 @@ class Hub:
             self._alone += events
         self._fan_out_seconds += end - begin
         if self._window:
-            window = max(self._beat or self._window * self._stretch, (end - begin) / FAN_OUT_SHARE)
+            window = max(self._beat, self._window * self._stretch, (end - begin) / FAN_OUT_SHARE)
             room.window = min(window, MAX_WINDOW_SECONDS)
             room.next_flush = begin + room.window
