@@ -37,7 +37,7 @@ MAX_STRETCH = 1.5
 # A worker that waits less than MIN_IDLE of its time cannot keep up for long. Then windows grow up to so many
 # times, 80 ms, until it waits for MAX_IDLE again: what rooms get together costs less, and everybody is a little
 # later, not more and more.
-MIN_IDLE, MAX_IDLE = 0.1, 0.4
+MIN_IDLE, MAX_IDLE = 0.1, 0.3
 MAX_LOADED_STRETCH = 8.0
 # At once, since what cannot be kept up with piles up meanwhile.
 LOADED_STRETCH_STEP = 2.0
