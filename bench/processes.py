@@ -126,8 +126,12 @@ def kernel_memory() -> KernelMemory:
 
 
 def command(pid: int) -> str:
-    """Command line of a process, for telling workers and store apart."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    """Command line of a process, for telling workers and store apart; empty once it has ended."""
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return raw.replace(b"\0", b" ").decode("utf-8", "replace")
 
 
 class Unavailable(RuntimeError):

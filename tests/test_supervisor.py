@@ -255,6 +255,14 @@ def test_a_worker_that_somebody_tells_to_end_has_a_successor_at_once(tmp_path: P
         assert len(server.workers) == 1 and "has drained" in log_of(tmp_path)
 
 
+def test_a_process_that_ends_while_it_is_looked_at_has_no_command_line() -> None:
+    """A store that had just died broke the look for its successor."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert command(ended.pid) == ""
+    assert "python" in command(os.getpid())
+
+
 def test_the_embedded_store_is_started_again_when_it_dies(tmp_path: Path) -> None:
     with running_server(tmp_path, QUICK, workers=1) as server:
         first = server.store
